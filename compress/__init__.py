@@ -1,0 +1,25 @@
+"""compress: low-rank decompositions and symbolic surrogates for HuggingFace transformers.
+
+Importing this package is cheap: torch and transformers are imported by the functions that need them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compress.autoload import install as _install
+
+__version__ = "0.1.0"
+
+_PUBLIC = {"fit": "compress.run", "load_recipe": "compress.recipe", "from_pretrained": "compress.hf"}
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - the lazy names are real, see __getattr__
+
+_install()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        from importlib import import_module
+
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'compress' has no attribute {name!r}")

@@ -1,0 +1,59 @@
+"""Registers the "compress" quantizer as soon as transformers is imported, without importing it (or torch) itself.
+
+torch calls `install` at the end of `import torch` (entry point group `torch.backends`), and `import compress` calls it too. It must
+be fast, use only the standard library, and never raise: a broken hook would break every program that imports torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+_TRIGGER = "transformers.quantizers.auto"
+
+
+def _register() -> None:
+    from compress.hf import register
+
+    register()
+
+
+class _RegisteringLoader(Loader):
+    """Runs the module as its own loader does, then registers."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        try:
+            _register()
+        except Exception as error:  # a program that never loads our checkpoints must not notice us
+            print(f"compress: could not register with transformers ({type(error).__name__}: {error})", file=sys.stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if fullname != _TRIGGER:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegisteringLoader(spec.loader)
+        return spec
+
+
+def install() -> None:
+    """Place the finder once; register at once where transformers is already there."""
+    if _TRIGGER in sys.modules:
+        _register()
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())

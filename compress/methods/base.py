@@ -1,0 +1,129 @@
+"""What a method is: a frozen pydantic class whose fields are its YAML options, the statistics it needs, and a pure `fit`.
+
+`fit` turns weights and statistics into an Artefact (the unit file; everything that is expensive), `replace` turns an artefact into
+the specs and tensors of the Plan. What is cheap to decide again (a rank, a choice on a Pareto front) belongs in `replace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from compress.architecture import Architecture
+from compress.numerics.statistics import Statistic
+from compress.plan import ModuleSpec
+
+
+@dataclass(frozen=True)
+class Need:
+    """One statistic a method asks for: of the rows entering `input_of`, joined with the rows leaving `output_of` where given."""
+
+    input_of: str  # full module name
+    output_of: str | None = None
+    statistic: Literal["moments", "sample"] = "moments"
+    rows: int = 0  # sample size, for "sample"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """One unit of work: the modules of one layer that one call of `fit` replaces together."""
+
+    name: str  # file name of the unit
+    step: int
+    layer: int
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What `fit` may read: tensors by full name, statistics by the method's own keys, the resident original layer in eval mode."""
+
+    group: Group
+    architecture: Architecture
+    weights: Mapping[str, Tensor]
+    statistics: Mapping[str, Statistic]
+    layer: nn.Module
+    seed: int = 0
+
+    def linear(self, module: str) -> tuple[Tensor, Tensor | None]:
+        """Weight (d_out, d_in) and bias of a linear, float64, whichever way round the checkpoint stores it."""
+        weight = self.weights[f"{module}.weight"].to(torch.float64)
+        bias = self.weights.get(f"{module}.bias")
+        return (weight.T if self.architecture.conv1d else weight), (None if bias is None else bias.to(torch.float64))
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """The content of a unit file: tensors and JSON metadata. Same material, same bytes: no times, no paths."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What goes into the checkpoint.
+
+    Tensors are keyed by full parameter name; float64 ones are stored in the model's dtype, others as they are.
+    """
+
+    specs: tuple[ModuleSpec, ...]
+    tensors: dict[str, Tensor]
+    removed: tuple[str, ...]  # modules whose original tensors are dropped
+    report: tuple[dict[str, Any], ...] = field(default_factory=tuple)  # one row per module: module, kind, rank, error …
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One row of `--dry-run`: what can be said of a module from shapes alone."""
+
+    module: str
+    shape: tuple[int, ...]
+    before: int  # parameters
+    after: int | None  # None where the spectrum or a search decides
+    note: str = ""
+
+
+class Method(BaseModel):
+    """Base of all methods. One subclass per file in `compress/methods`, named in YAML by its file name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reference: ClassVar[str]  # paper, section or equation
+    replaces: ClassVar[Literal["linear", "mlp"]]  # what one group is: a linear, or the MLP of a layer
+
+    def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
+        """The statistics `fit` will find in `material.statistics`, by key."""
+        raise NotImplementedError
+
+    def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
+        """Rows for `--dry-run`, from the shapes of the original parameters. Raises ValueError for impossible options."""
+        raise NotImplementedError
+
+    def fit(self, material: Material) -> Artefact:
+        """The expensive part; pure, deterministic under `material.seed`."""
+        raise NotImplementedError
+
+    def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
+        """The cheap part: decisions, specs, tensors."""
+        raise NotImplementedError
+
+
+def mlp_chain(group: Group, spec: ModuleSpec) -> tuple[ModuleSpec, ...]:
+    """`spec` for the MLP of a layer; where the layer runs its MLP inline, the inner modules pass through to the last one."""
+    *inner, last = group.modules
+    through = [
+        ModuleSpec(module=name, kind="pass_through", options={"occupied": position == 0}) for position, name in enumerate(inner)
+    ]
+    return (*through, spec.model_copy(update={"module": last}))
+
+
+def chain_tensors(group: Group) -> dict[str, Tensor]:
+    """The empty weight that holds the place of an inline MLP's first linear."""
+    return {f"{group.modules[0]}.weight": torch.empty(0, dtype=torch.float64)} if len(group.modules) > 1 else {}

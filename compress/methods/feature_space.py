@@ -1,0 +1,24 @@
+"""Feature-space decomposition: keep the leading principal components of a linear's calibrated outputs."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor
+
+from compress.methods.base import Material
+from compress.methods.low_rank import LowRankMethod
+from compress.numerics.linalg import Decomposition, factorize
+from compress.numerics.statistics import Moments
+
+
+class FeatureSpace(LowRankMethod):
+    """W ≈ V_r V_rᵀ W with V the eigenvectors of the centred output covariance W cov(x) Wᵀ; the bias restores the dropped mean."""
+
+    reference = "SFSD-LLM (ACL 2024), feature-space decomposition"
+
+    def decompose(self, material: Material, weight: Tensor) -> Decomposition:
+        return factorize(weight, cast(Moments, material.statistics["input"]).covariance)
+
+    def mean_input(self, material: Material) -> Tensor:
+        return cast(Moments, material.statistics["input"]).mean

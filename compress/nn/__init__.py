@@ -1,0 +1,17 @@
+"""What runs at inference; imports torch only. `KINDS` maps a Plan's `kind` to the module it builds from the spec's options."""
+
+from torch import nn
+
+from compress.nn.linear import DenseLinear, LowRankLinear, PivotedLinear
+from compress.nn.mlp import AffineMLP, IdentityMLP, MeanMLP, PassThrough, ZeroMLP
+
+KINDS: dict[str, type[nn.Module]] = {
+    "low_rank_linear": LowRankLinear,
+    "pivoted_linear": PivotedLinear,
+    "dense_linear": DenseLinear,
+    "pass_through": PassThrough,
+    "identity_mlp": IdentityMLP,
+    "zero_mlp": ZeroMLP,
+    "mean_mlp": MeanMLP,
+    "affine_mlp": AffineMLP,
+}

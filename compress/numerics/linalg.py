@@ -1,0 +1,118 @@
+"""One factorization for every low-rank method, in float64 on the CPU.
+
+`factorize` minimises E‖G^½ (W x − L R x)‖² over products L R of a given rank, for inputs with second moment (or covariance) C:
+weight PCA is C = G = I, whitened SVD is the uncentred C, feature-space decomposition the centred C with a bias, the loss-weighted
+forms add the output-gradient moment G. All are the eigenproblem of M Mᵀ with M = G^½ W C^½ (Eckart–Young–Mirsky), and the
+solutions of all ranks are nested, so one decomposition serves every ratio.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import scipy.linalg
+import torch
+from torch import Tensor
+
+DAMPING = 1e-8  # of the mean eigenvalue; only where a metric must be inverted
+MAX_GROWTH = 1e3  # largest pivoted coefficient that is still trusted in a 16-bit format
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Nested solutions: the best product of rank r is left[:, :r] @ right[:r].
+
+    left (d_out, k), right (k, d_in), spectrum (k,) descending: the expected squared error of rank r is spectrum[r:].sum().
+    """
+
+    left: Tensor
+    right: Tensor
+    spectrum: Tensor
+
+    @property
+    def max_rank(self) -> int:
+        return self.spectrum.shape[0]
+
+    def truncate(self, rank: int) -> tuple[Tensor, Tensor]:
+        """(weight (d_out, rank), basis (rank, d_in))."""
+        return self.left[:, :rank], self.right[:rank]
+
+    def relative_error(self, rank: int) -> float:
+        """Root of the discarded share of the metric's energy, in [0, 1]."""
+        total = float(self.spectrum.sum())
+        return (float(self.spectrum[rank:].sum()) / total) ** 0.5 if total > 0 else 0.0
+
+
+def symmetric_sqrt(metric: Tensor, damping: float = DAMPING) -> tuple[Tensor, Tensor]:
+    """(metric^½, metric^−½) of a positive semidefinite matrix (d, d), float64.
+
+    Eigenvalues are raised by `damping` times their mean, so that directions never seen in calibration stay finite.
+    Equivalent to `scipy.linalg.sqrtm(metric + damping·tr/d·I)` and its inverse.
+    """
+    values, vectors = torch.linalg.eigh(metric)
+    floor = damping * float(values.clamp_min(0).mean()) or torch.finfo(torch.float64).tiny
+    roots = (values.clamp_min(0) + floor).sqrt()
+    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+
+
+def factorize(weight: Tensor, input_metric: Tensor | None = None, output_metric: Tensor | None = None) -> Decomposition:
+    """All nested rank-r minimisers of tr(G (W − LR) C (W − LR)ᵀ) for weight W (d_out, d_in).
+
+    input_metric C (d_in, d_in) and output_metric G (d_out, d_out) default to the identity. The smaller side's eigenproblem is
+    solved; on the output side C is never inverted. Raises ValueError for non-finite entries, naming which argument has them.
+    """
+    for name, value in (("weight", weight), ("input_metric", input_metric), ("output_metric", output_metric)):
+        if value is not None and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{name} has NaN or Inf entries; a decomposition of it would be meaningless")
+    weight = weight.to(torch.float64)
+    d_out, d_in = weight.shape
+    g_root, g_inverse = symmetric_sqrt(output_metric) if output_metric is not None else (None, None)
+    weighted = weight if g_root is None else g_root @ weight
+    if d_out <= d_in:
+        product = weighted if input_metric is None else weighted @ input_metric
+        vectors, spectrum = _leading(product @ weighted.T)
+        left = vectors if g_inverse is None else g_inverse @ vectors
+        return Decomposition(left, vectors.T @ weighted, spectrum)
+    c_root, c_inverse = symmetric_sqrt(input_metric) if input_metric is not None else (None, None)
+    gram = weighted.T @ weighted
+    vectors, spectrum = _leading(gram if c_root is None else c_root @ gram @ c_root)
+    left = weight @ (vectors if c_root is None else c_root @ vectors)
+    return Decomposition(left, vectors.T if c_inverse is None else vectors.T @ c_inverse, spectrum)
+
+
+def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvectors (columns) and eigenvalues of a symmetric matrix, largest first, with a fixed sign."""
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    vectors = vectors.flip(1)
+    # eigh leaves the sign open; fixing it makes files reproducible across LAPACK builds.
+    signs = torch.sign(vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)))
+    return vectors * signs, values.flip(0).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class PivotedForm:
+    """weight (d_out − r, r), basis (r, d_in), order (d_out,) int64: row i of the product is [basis; weight @ basis][order[i]]."""
+
+    weight: Tensor
+    basis: Tensor
+    order: Tensor
+    growth: float  # largest |coefficient|
+
+
+def pivoted(left: Tensor, right: Tensor) -> PivotedForm | None:
+    """The product left @ right with r of its rows kept and the others as combinations of them; None where it is ill-conditioned.
+
+    Exact in exact arithmetic, r·(d_out + d_in − r) numbers. Pivot rows by column-pivoted QR of leftᵀ (Businger–Golub), which
+    keeps the coefficients small; past `MAX_GROWTH` the plain form is safer.
+    """
+    rank = left.shape[1]
+    _, triangle, order = scipy.linalg.qr(left.T.numpy(), mode="economic", pivoting=True)
+    diagonal = abs(triangle.diagonal())
+    if diagonal[-1] <= diagonal[0] * 1e-12:  # rank-deficient: the pivots cannot carry the other rows
+        return None
+    coefficients = torch.from_numpy(scipy.linalg.solve_triangular(triangle[:, :rank], triangle[:, rank:])).T
+    growth = float(coefficients.abs().max()) if coefficients.numel() else 0.0
+    if growth > MAX_GROWTH:
+        return None
+    permutation = torch.from_numpy(order.astype("int64"))
+    return PivotedForm(coefficients.contiguous(), left[permutation[:rank]] @ right, torch.argsort(permutation), growth)

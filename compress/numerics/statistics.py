@@ -1,0 +1,106 @@
+"""Streaming statistics of activation rows, float64, mergeable: Moments (mean and scatter) and a seeded row Sample."""
+
+from __future__ import annotations
+
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Statistic(Protocol):
+    """update(rows, start) folds in rows (n, d) whose first row has the global token index `start`."""
+
+    def update(self, rows: Tensor, start: int) -> None: ...
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+
+class Moments:
+    """Mean and scatter of the rows x (n, d), accumulated about the running mean (Chan, Golub, LeVeque 1983) in float64.
+
+    >>> rows = torch.arange(12.0).reshape(4, 3)
+    >>> moments = Moments(3)
+    >>> moments.update(rows[:1]); moments.update(rows[1:])
+    >>> bool(torch.allclose(moments.covariance, torch.cov(rows.double().T, correction=0)))
+    True
+    """
+
+    def __init__(self, size: int) -> None:
+        self.count = 0
+        self.mean = torch.zeros(size, dtype=torch.float64)
+        self.scatter = torch.zeros(size, size, dtype=torch.float64)  # Σ (x − mean)(x − mean)ᵀ
+
+    def update(self, rows: Tensor, start: int = 0) -> None:
+        """Fold in rows (n, d) of any float dtype."""
+        rows = rows.to(torch.float64)
+        mean = rows.mean(dim=0)
+        centred = rows - mean
+        self._combine(rows.shape[0], mean, centred, None)
+
+    def merge(self, other: Self) -> None:
+        """Fold in another accumulator of the same size; the order of merging changes only rounding."""
+        if other.count:
+            self._combine(other.count, other.mean, None, other.scatter)
+
+    def _combine(self, count: int, mean: Tensor, centred: Tensor | None, scatter: Tensor | None) -> None:
+        total = self.count + count
+        delta = mean - self.mean
+        if centred is not None:
+            self.scatter.addmm_(centred.T, centred)
+        elif scatter is not None:
+            self.scatter += scatter
+        self.scatter.addr_(delta, delta, alpha=self.count * count / total)
+        self.mean += delta * (count / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> Tensor:
+        """Centred, (d, d): scatter / count."""
+        return self.scatter / max(self.count, 1)
+
+    @property
+    def second_moment(self) -> Tensor:
+        """Uncentred, (d, d): XᵀX / n."""
+        return self.covariance.addr_(self.mean, self.mean)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"count": torch.tensor([self.count]), "mean": self.mean, "scatter": self.scatter}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        out = cls(tensors["mean"].shape[0])
+        out.count, out.mean, out.scatter = int(tensors["count"]), tensors["mean"], tensors["scatter"]
+        return out
+
+
+class Sample:
+    """A seeded sample of `rows` of the `total` rows that will pass, drawn before any is seen, so that any order of updates agrees.
+
+    Rows keep their own float dtype; `rows` is capped at `total`.
+    """
+
+    def __init__(self, rows: int, total: int, seed: int) -> None:
+        rows = min(rows, total)
+        self.index = np.sort(np.random.default_rng(seed).choice(total, size=rows, replace=False))
+        self._kept: dict[int, Tensor] = {}  # global row index of a part's first kept row → kept rows
+
+    def update(self, rows: Tensor, start: int) -> None:
+        """rows (n, d), of which the first is row `start` of the whole stream."""
+        low, high = np.searchsorted(self.index, [start, start + rows.shape[0]])
+        if high > low:
+            wanted = torch.from_numpy(self.index[low:high] - start)
+            self._kept[int(self.index[low])] = rows[wanted].clone()
+
+    def merge(self, other: Self) -> None:
+        """Fold in the rows another accumulator of the same sample has seen."""
+        self._kept.update(other._kept)
+
+    @property
+    def values(self) -> Tensor:
+        """Kept rows (≤ rows, d) in stream order, float64."""
+        return torch.cat([self._kept[k] for k in sorted(self._kept)]).to(torch.float64)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"values": self.values}

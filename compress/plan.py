@@ -1,0 +1,72 @@
+"""The Plan: a versioned JSON list of module replacements, the one thing the loader, the exporters and the benchmark read.
+
+A Plan is stored in `config.json` under `quantization_config`, beside the safetensors that hold the replacements' tensors.
+It never names the method that made it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+FORMAT_VERSION = 1
+
+
+class ModuleSpec(BaseModel):
+    """One replaced module: its dotted name in the full model, the runtime kind (a key of `compress.nn.KINDS`) and its options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    module: str = Field(min_length=1)
+    kind: str = Field(min_length=1)
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Plan(BaseModel):
+    """Replacements in the order they are applied.
+
+    >>> plan = Plan(modules=[ModuleSpec(module="model.layers.0.mlp", kind="identity_mlp", options={"outer": "down_proj"})])
+    >>> Plan.model_validate(plan.to_json()) == plan
+    True
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    modules: tuple[ModuleSpec, ...] = ()
+
+    @field_validator("format_version")
+    @classmethod
+    def _readable(cls, value: int) -> int:
+        if value != FORMAT_VERSION:
+            raise ValueError(
+                f"this checkpoint's plan has format_version {value}; this compress reads {FORMAT_VERSION}: "
+                f"{'upgrade compress' if value > FORMAT_VERSION else 'fit the recipe again'}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        twice = [name for name, count in Counter(spec.module for spec in self.modules).items() if count > 1]
+        if twice:
+            raise ValueError(f"the plan replaces {twice[0]!r} more than once; each module may appear once")
+        return self
+
+    def __getitem__(self, module: str) -> ModuleSpec:
+        for spec in self.modules:
+            if spec.module == module:
+                return spec
+        raise KeyError(module)
+
+    def __contains__(self, module: object) -> bool:
+        return any(spec.module == module for spec in self.modules)
+
+    def without(self, prefix: str) -> Plan:
+        """The plan with every spec at or below the module `prefix` dropped."""
+        return Plan(modules=tuple(s for s in self.modules if not (s.module + ".").startswith(prefix + ".")))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, as written to config.json (without transformers' own `quant_method` key)."""
+        return self.model_dump(mode="json")

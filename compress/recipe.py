@@ -1,0 +1,277 @@
+"""The YAML schema of a recipe and its early errors: everything that can be known before a weight is read.
+
+    model: novella
+    calibration: {text: novella, sequences: 128, length: 256, seed: 0}
+    steps:
+      - {method: feature_space, targets: {roles: all, layers: all}, rank: {keep: 0.8}}
+    evaluation: {texts: {own: novella}, length: 256}
+    output: runs/first
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from compress import methods
+from compress.architecture import Architecture
+from compress.data import TextSource
+
+Control = Literal["identity", "zero", "mean", "pca"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelReference(_Section):
+    """The model to compress. A bare string in YAML means `name`."""
+
+    name: str = Field(description='"novella" (packaged), a local folder, or a hub id')
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class Targets(_Section):
+    """Which modules a step replaces: roles × layers, or globs over full module names. A list in YAML means `modules`."""
+
+    roles: list[str] | Literal["all"] = Field("all", description="of q k v o gate up down (qkv, gate_up where fused), or all")
+    layers: list[int] | Literal["all"] = Field("all", description="layer indices (negative from the end), `0-3`, or all")
+    modules: list[str] | None = Field(None, description="globs over full module names; excludes roles and layers")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_list(cls, value: object) -> object:
+        return {"modules": value} if isinstance(value, list) else value
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _ranges(cls, value: object) -> object:
+        parts = value.split(",") if isinstance(value, str) and value != "all" else value
+        if isinstance(parts, int):
+            parts = [parts]
+        return _expand(parts) if isinstance(parts, list) else parts
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Targets:
+        if self.modules is not None and self.model_fields_set & {"roles", "layers"}:
+            raise ValueError("give globs (modules) or roles and layers, not both")
+        return self
+
+
+def _expand(parts: Sequence[object]) -> list[int]:
+    """["0-2", 5] → [0, 1, 2, 5]"""
+    out: list[int] = []
+    for part in parts:
+        first, dash, last = str(part).strip().partition("-")
+        if dash and first.isdigit() and last.isdigit():
+            out += range(int(first), int(last) + 1)
+        else:
+            try:
+                out.append(int(str(part)))
+            except ValueError:
+                raise ValueError(f"layers: {part!r} is neither an index nor a range such as 0-3") from None
+    return out
+
+
+class Step(_Section):
+    """One step: a method's name, its targets, and the method's own options beside them."""
+
+    method: str
+    targets: Targets = Targets()
+    options: methods.Method
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, value: object) -> object:
+        if not isinstance(value, Mapping) or "options" in value:
+            return value
+        rest = dict(value)
+        name, targets, layers = rest.pop("method", None), rest.pop("targets", {}), rest.pop("layers", None)
+        if name is None:
+            raise ValueError(f"a step needs method: one of {', '.join(methods.names())}")
+        if name not in methods.names():
+            raise ValueError(f"unknown method {name!r}; {_allowed(str(name), methods.names())}")
+        if layers is not None:
+            if not isinstance(targets, Mapping) or "layers" in targets:
+                raise ValueError("layers is given twice: beside targets and inside it, or beside globs")
+            targets = {**targets, "layers": layers}
+        method = methods.load(str(name))
+        try:
+            options = method.model_validate(rest)
+        except ValidationError as error:
+            raise ValueError("; ".join(explain(error, method))) from None
+        return {"method": name, "targets": targets, "options": options}
+
+    def to_yaml(self) -> dict[str, Any]:
+        targets = self.targets.model_dump(mode="json", exclude_unset=True)
+        return {
+            "method": self.method,
+            **({"targets": targets} if targets else {}),
+            **self.options.model_dump(mode="json", exclude_unset=True),
+        }
+
+
+class Evaluation(_Section):
+    """What `fit` measures at the end."""
+
+    texts: dict[str, TextSource] = Field(default_factory=dict, description="named texts; perplexity of each is reported")
+    length: Annotated[int, Field(ge=2)] = Field(256, description="window length in tokens")
+    sequences: Annotated[int, Field(ge=1)] | None = Field(None, description="at most this many windows per text")
+    controls: list[Control] = Field(
+        default_factory=list, description="for MLP steps: the same layers replaced by identity, zero, mean, or pca (PCA-only)"
+    )
+
+    @field_validator("texts", mode="before")
+    @classmethod
+    def _bare_texts(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = {Path(value).stem: value}
+        if isinstance(value, Mapping):
+            return {k: {"text": v} if isinstance(v, str) else v for k, v in value.items()}
+        return value
+
+    def source(self, name: str) -> TextSource:
+        """One text with this section's window length and count, unless the text gives its own."""
+        text = self.texts[name]
+        given = text.model_fields_set
+        update = {k: v for k, v in (("length", self.length), ("sequences", self.sequences)) if k not in given and v is not None}
+        return text.model_copy(update=update)
+
+
+class Recipe(_Section):
+    """A whole run."""
+
+    model: ModelReference
+    calibration: TextSource = Field(default_factory=lambda: TextSource(text="novella", sequences=128, length=256))
+    steps: Annotated[list[Step], Field(min_length=1)]
+    evaluation: Evaluation = Evaluation()
+    output: Path
+    seed: int = 0
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, such that loading it again gives the same recipe."""
+        data = self.model_dump(mode="json", exclude_unset=True, exclude={"steps"})
+        data["steps"] = [step.to_yaml() for step in self.steps]
+        return yaml.safe_dump(data, sort_keys=False)
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read and check a recipe; `overrides` are `dotted.key=value` with YAML values, as `--set` gives them.
+
+    Raises FileNotFoundError or ValueError with one line per mistake: what was given, what is allowed, the nearest match.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe {str(path)!r}; `compress recipes ls` lists the packaged ones")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return parse_recipe(data, overrides, str(path))
+
+
+def parse_recipe(data: object, overrides: Iterable[str] = (), origin: str = "recipe") -> Recipe:
+    """A recipe from plain data; see `load_recipe`."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{origin}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
+    for override in overrides:
+        set_value(data, override)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ValueError("\n".join(f"{origin}: {line}" for line in explain(error, Recipe))) from None
+
+
+def set_value(data: Any, override: str) -> None:
+    """Apply one `steps.0.rank.keep=0.6` to plain data in place; missing mappings on the way are created."""
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise ValueError(f"--set {override!r}: write dotted.key=value, such as steps.0.rank.keep=0.6")
+    for position, key in enumerate(keys):
+        last = position == len(keys) - 1
+        if isinstance(data, list):
+            if not key.lstrip("-").isdigit() or not -len(data) <= int(key) < len(data):
+                raise ValueError(f"--set {override!r}: {key!r} is no index of a list of {len(data)}")
+            key = int(key)  # noqa: PLW2901
+        elif not isinstance(data, dict):
+            raise ValueError(f"--set {override!r}: {'.'.join(keys[:position])} is {data!r}, which has no keys")
+        if last:
+            data[key] = yaml.safe_load(text)
+        elif isinstance(data, dict) and not isinstance(data.get(key), (dict, list)):
+            data[key] = {}
+        data = data[key]
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line per mistake pydantic found in `model`, with the nearest allowed key for an unknown one."""
+    return [f"{'.'.join(map(str, item['loc']))}: {_message(item, model)}".removeprefix(": ") for item in error.errors()]
+
+
+def _message(item: Any, model: type[BaseModel]) -> str:
+    if item["type"] == "extra_forbidden":
+        *path, key = item["loc"]
+        return f"unknown key {key!r}; {_allowed(str(key), _section(model, path).model_fields)}"
+    message = item["msg"].removeprefix("Value error, ")
+    given = item["input"]
+    return message if isinstance(given, (dict, list)) or item["type"] == "value_error" else f"{message}; given {given!r}"
+
+
+def _section(model: type[BaseModel], path: Sequence[object]) -> type[BaseModel]:
+    """The model class that a location inside `model` belongs to."""
+    for key in path:
+        annotation = model.model_fields[key].annotation if key in model.model_fields else None
+        inner = [c for c in _flatten(annotation) if isinstance(c, type) and issubclass(c, BaseModel)]
+        model = inner[0] if inner else model
+    return model
+
+
+def _flatten(annotation: object) -> list[object]:
+    inner = [part for argument in get_args(annotation) for part in _flatten(argument)]
+    return [annotation, *inner]
+
+
+def _allowed(given: str, allowed: Iterable[str]) -> str:
+    options = list(allowed)
+    near = difflib.get_close_matches(given, options, n=1)
+    return (f"did you mean {near[0]!r}? " if near else "") + (f"allowed: {', '.join(options)}" if options else "")
+
+
+def target_layers(targets: Targets, n_layers: int) -> list[int]:
+    """The layer indices a step names, sorted. Raises ValueError for one that is not there."""
+    if targets.layers == "all":
+        return list(range(n_layers))
+    bad = [i for i in targets.layers if not -n_layers <= i < n_layers]
+    if bad:
+        raise ValueError(f"targets: layer {bad[0]} given; the model has layers 0 to {n_layers - 1}")
+    return sorted({i % n_layers for i in targets.layers})
+
+
+def target_modules(targets: Targets, architecture: Architecture, n_layers: int) -> list[str]:
+    """Full names of the linears a step names, in layer order. Raises ValueError where nothing matches, with the nearest name."""
+    everything = [architecture.module(i, role) for i in range(n_layers) for role in architecture.roles]
+    if targets.modules is not None:
+        for pattern in targets.modules:
+            if not fnmatch.filter(everything, pattern):
+                raise ValueError(f"targets: {pattern!r} matches no module; {_allowed(pattern, everything)[:400]}")
+        return [name for name in everything if any(fnmatch.fnmatchcase(name, p) for p in targets.modules)]
+    roles = list(architecture.roles) if targets.roles == "all" else targets.roles
+    for role in roles:
+        if role not in architecture.roles:
+            raise ValueError(f"targets: role {role!r} is not in {architecture.model_type}; {_allowed(role, architecture.roles)}")
+    layers = target_layers(targets, n_layers)
+    if not roles or not layers:
+        raise ValueError(f"targets: {json.dumps(targets.model_dump(exclude_unset=True))} matches nothing; give roles and layers")
+    return [architecture.module(i, role) for i in layers for role in architecture.roles if role in roles]

@@ -1,0 +1,1 @@
+"""From a Plan and a checkpoint to code and graphs that other programs run."""
