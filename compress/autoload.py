@@ -7,6 +7,7 @@ be fast, use only the standard library, and never raise: a broken hook would bre
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -16,9 +17,7 @@ _TRIGGER = "transformers.quantizers.auto"
 
 
 def _register() -> None:
-    from compress.hf import register
-
-    register()
+    import_module("compress.hf")  # registers at its end; in the middle of its own import there is nothing to do
 
 
 class _RegisteringLoader(Loader):

@@ -15,3 +15,6 @@ KINDS: dict[str, type[nn.Module]] = {
     "mean_mlp": MeanMLP,
     "affine_mlp": AffineMLP,
 }
+
+# Kinds that keep (part of) the module they replace; they are built with it as `original`.
+WRAPPERS: frozenset[str] = frozenset()

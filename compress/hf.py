@@ -1,0 +1,122 @@
+"""The transformers side: a quantizer named "compress" that swaps a Plan's modules in before the weights are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import transformers.quantizers.auto as auto
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compress.plan import ModuleSpec, Plan
+
+# No pydantic, no torch.nn modules, no modeling files up here: this file is imported in the middle of `import transformers`.
+QUANT_METHOD = "compress"
+
+
+class CompressConfig(QuantizationConfigMixin):
+    """`quantization_config` of a compressed checkpoint: the Plan as JSON."""
+
+    def __init__(self, modules: list[dict[str, Any]] | None = None, format_version: int = 1, **_: Any) -> None:
+        self.quant_method = QUANT_METHOD
+        self.format_version = format_version
+        self.modules = modules or []
+
+    def plan(self) -> Plan:
+        """Checked. Raises ValueError where config.json holds something else."""
+        from compress.plan import Plan
+
+        return Plan.model_validate({"format_version": self.format_version, "modules": self.modules})
+
+
+class CompressQuantizer(HfQuantizer):
+    """Builds the replaced modules on the meta device; the loader then fills them like any others."""
+
+    requires_calibration = True
+    is_qat_trainable = True
+    is_compileable = True
+    quantization_config: CompressConfig
+
+    def is_serializable(self, *_: Any, **__: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    def validate_environment(self, *_: Any, **__: Any) -> None:
+        self.quantization_config.plan()
+
+    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
+        apply_plan(model, self.quantization_config.plan())
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        model.is_quantized = False  # nothing is quantized: .half(), .float() and Trainer work as on any model
+        return model
+
+
+def register() -> None:
+    """Make transformers know the quantizer. Does nothing the second time."""
+    if QUANT_METHOD not in auto.AUTO_QUANTIZER_MAPPING:
+        auto.register_quantization_config(QUANT_METHOD)(CompressConfig)
+        auto.register_quantizer(QUANT_METHOD)(CompressQuantizer)
+
+
+def apply_plan(model: nn.Module, plan: Plan) -> None:
+    """Replace modules of `model` in place, with uninitialised parameters. Raises ValueError for a module that is not there."""
+    prefix = str(getattr(model, "base_model_prefix", "")) + "."
+    for spec in plan.modules:
+        name = spec.module
+        if not hasattr(model, prefix[:-1]):  # AutoModel without a head: names lose the prefix
+            name = name.removeprefix(prefix)
+        parent, _, child = name.rpartition(".")
+        try:
+            owner = model.get_submodule(parent)
+            original = owner.get_submodule(child)
+        except AttributeError:
+            raise ValueError(f"the plan replaces {spec.module!r}, which this {type(model).__name__} does not have") from None
+        owner.register_module(child, build(spec, original).train(model.training))
+
+
+def build(spec: ModuleSpec, original: nn.Module | None = None) -> nn.Module:
+    """The runtime module of one spec. `original` is handed to the kinds that wrap what they replace.
+
+    Raises ValueError for an unknown kind or options the kind does not take.
+    """
+    from compress.nn import KINDS, WRAPPERS
+
+    if spec.kind not in KINDS:
+        raise ValueError(f"{spec.module}: unknown kind {spec.kind!r}; this compress knows {', '.join(KINDS)}: a newer one wrote it")
+    options: dict[str, Any] = dict(spec.options)
+    if "expressions" in options:
+        from compress.numerics.program import symbolic_options
+
+        options = symbolic_options(options)
+    if spec.kind in WRAPPERS:
+        options["original"] = original
+    try:
+        return KINDS[spec.kind](**options)
+    except TypeError as error:
+        raise ValueError(f"{spec.module}: {spec.kind} does not take these options ({error})") from None
+
+
+def attach_plan(model: Any, plan: Plan) -> None:
+    """Record the plan in the model's config, so that plain `save_pretrained` writes a checkpoint that loads."""
+    model.config.quantization_config = CompressConfig(**plan.to_json())
+
+
+def from_pretrained(path: str | Path, **kwargs: Any) -> Any:
+    """`AutoModelForCausalLM.from_pretrained` for a compressed or a plain checkpoint; "novella" is the packaged model."""
+    from transformers import AutoModelForCausalLM
+
+    from compress.data import resolve_model
+
+    register()
+    return AutoModelForCausalLM.from_pretrained(resolve_model(str(path)), **kwargs)
+
+
+register()
