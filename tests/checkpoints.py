@@ -1,0 +1,171 @@
+"""Random two-layer models of every architecture row, random plans for them, and the checkpoints they make. Offline and fast.
+
+Nothing is fitted: weights, factors and orders are seeded noise, which is enough to show that two programs compute the same thing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from compress.architecture import ARCHITECTURES, architecture
+from compress.hf import apply_plan, attach_plan
+from compress.methods.base import Group, mlp_chain
+from compress.plan import ModuleSpec, Plan
+
+disable_progress_bar()
+
+FAMILIES = tuple(ARCHITECTURES)
+LINEAR_KINDS = ("low_rank_linear", "pivoted_linear", "dense_linear")
+MLP_KINDS = ("identity_mlp", "zero_mlp", "mean_mlp", "affine_mlp", "symbolic_mlp")
+
+D_MODEL, D_FF, HEADS, KV_HEADS, LAYERS, VOCABULARY, POSITIONS = 32, 48, 4, 2, 2, 97, 128
+RANK = 5  # of every random factorization here
+
+
+def tiny_config(model_type: str, **overrides: Any) -> Any:
+    """Grouped queries, a head_dim that is not d_model / heads, biases and tied embeddings wherever the family has them."""
+    common: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": POSITIONS,
+        "bos_token_id": 0,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+    llama: dict[str, Any] = common | {
+        "hidden_size": D_MODEL,
+        "intermediate_size": D_FF,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+    }
+    rows: dict[str, dict[str, Any]] = {
+        "llama": llama
+        | {"attention_bias": True, "mlp_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+        "mistral": llama | {"sliding_window": 8, "head_dim": 12},
+        "qwen2": llama | {"tie_word_embeddings": True},
+        "qwen3": llama | {"head_dim": 16, "tie_word_embeddings": True},
+        "gemma": llama | {"head_dim": 16},
+        "gemma2": llama | {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24},
+        "olmo2": llama,
+        "granite": llama
+        | {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+        "smollm3": llama | {"no_rope_layers": [1, 0]},
+        "phi": llama | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+        "phi3": llama | {"sliding_window": 8},
+        "gpt_neox": common
+        | {
+            "hidden_size": D_MODEL,
+            "intermediate_size": D_FF,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": HEADS,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        },
+        "gpt2": {key: value for key, value in common.items() if key != "max_position_embeddings"}
+        | {"n_embd": D_MODEL, "n_inner": D_FF, "n_layer": LAYERS, "n_head": HEADS, "n_positions": POSITIONS},
+        "opt": common
+        | {
+            "hidden_size": D_MODEL,
+            "ffn_dim": D_FF,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": HEADS,
+            "word_embed_proj_dim": D_MODEL,
+        },
+    }
+    return AutoConfig.for_model(model_type, **(rows[model_type] | overrides))
+
+
+def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> Any:
+    """A random float32 model in eval mode whose logits differ clearly from token to token."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides), dtype=torch.float32).eval()
+    randomize(model, seed)
+    return model
+
+
+def randomize(module: nn.Module, seed: int) -> None:
+    """Seeded normal parameters: matrices keep the scale of their input, norms stay near one, biases are far from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+        if parameter.ndim == 2:
+            noise *= 0.5 if "embed" in name or "wte" in name or "wpe" in name else 1.5 / max(parameter.shape[-1], 1) ** 0.5
+        elif name.endswith("weight"):
+            noise = 1 + 0.2 * noise
+        else:
+            noise *= 0.2
+        with torch.no_grad():
+            parameter.copy_(noise)
+    for name, buffer in module.named_buffers():
+        if name.endswith("order"):  # PivotedLinear: which row each output reads
+            buffer.copy_(torch.randperm(buffer.numel(), generator=generator))
+
+
+def random_plan(model: Any, *kinds: str) -> Plan:
+    """A plan of these kinds, in the model's own shapes.
+
+    `low_rank_linear` takes every decoder linear; another linear kind takes q (or qkv) and down of each layer; the n-th MLP kind
+    takes the MLP of the n-th layer from the end. Raises ValueError for an unknown kind.
+    """
+    row = architecture(model.config.model_type)
+    specs: dict[str, ModuleSpec] = {}
+    layers = len(model.get_submodule(row.layers))
+    from_end = layers - 1
+    for kind in kinds:
+        if kind in LINEAR_KINDS:
+            roles = tuple(row.roles) if kind == "low_rank_linear" else tuple(r for r in ("q", "qkv", "down") if r in row.roles)
+            for name in (row.module(layer, role) for layer in range(layers) for role in roles):
+                specs[name] = ModuleSpec(module=name, kind=kind, options=_linear_options(model.get_submodule(name), kind))
+        elif kind in MLP_KINDS:
+            layer, from_end = row.layer(from_end % layers), from_end - 1
+            modules = tuple(f"{layer}.{name}" for name in row.mlp)
+            specs = {n: s for n, s in specs.items() if not any((n + ".").startswith(m + ".") for m in modules)}
+            outer = ModuleSpec(module=modules[-1], kind=kind, options=_mlp_options(kind, row.mlp_outer))
+            specs |= {s.module: s for s in mlp_chain(Group(kind, 0, from_end, modules), outer)}
+        else:
+            raise ValueError(f"unknown kind {kind!r}; there are {', '.join((*LINEAR_KINDS, *MLP_KINDS))}")
+    return Plan(modules=tuple(specs.values()))
+
+
+def _linear_options(linear: nn.Module, kind: str) -> dict[str, Any]:
+    weight: torch.Tensor = linear.weight  # type: ignore[assignment]
+    out_features, in_features = weight.shape if isinstance(linear, nn.Linear) else reversed(weight.shape)
+    shape = {"in_features": int(in_features), "out_features": int(out_features), "bias": True}
+    return shape if kind == "dense_linear" else shape | {"rank": RANK}
+
+
+def _mlp_options(kind: str, outer: str) -> dict[str, Any]:
+    if kind == "symbolic_mlp":
+        return {"outer": outer, **_symbolic_options()}
+    more = {
+        "identity_mlp": {},
+        "zero_mlp": {},
+        "mean_mlp": {"d_model": D_MODEL},
+        "affine_mlp": {"d_model": D_MODEL, "rank": RANK},
+    }
+    return {"outer": outer, **more[kind]}
+
+
+def _symbolic_options() -> dict[str, Any]:
+    raise NotImplementedError("symbolic_mlp is not there yet")
+
+
+def tiny_checkpoint(folder: Path, model_type: str, *kinds: str, seed: int = 0, **overrides: Any) -> Path:
+    """Write a checkpoint with a random plan of these kinds (none: a plain HuggingFace folder) into `folder` and return it.
+
+    `overrides` go to the model's config.
+    """
+    model = tiny_model(model_type, seed, **overrides)
+    if kinds:
+        plan = random_plan(model, *kinds)
+        apply_plan(model, plan)
+        for position, spec in enumerate(plan.modules):
+            randomize(model.get_submodule(spec.module), seed + 1 + position)
+        attach_plan(model, plan)
+    model.save_pretrained(folder)
+    return folder
