@@ -1,0 +1,243 @@
+"""Token windows for calibration and evaluation, from the packaged text, a file or a hub dataset: same arguments, same windows.
+
+    source ──read_text──► text ──tokenizer──► ids ──windows──► (n, length)
+
+Text files are taken as they are. Rows (jsonl, parquet, hub datasets) are joined by a newline, empty ones left out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import random
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from compress.novella import FOLDER
+
+if TYPE_CHECKING:
+    from torch import LongTensor
+    from transformers import PreTrainedTokenizerBase
+
+Role = Literal["calibration", "evaluation"]
+Sampling = Literal["random", "contiguous"]
+
+DEMO = "novella"  # the alias of the packaged model and of its texts
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+_SPLIT: dict[Role, str] = {"calibration": "train", "evaluation": "validation"}
+_ALLOWED = f"{DEMO!r}, a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file, or a hub dataset id such as 'Salesforce/wikitext'"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class TextSource(BaseModel):
+    """Where tokens come from and how they are cut. `{text: novella}` is the packaged calibration or evaluation text, by use."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str = Field(description='"novella" (packaged), a .txt, .jsonl or .parquet file, or a hub dataset id')
+    config: str | None = Field(None, description="hub dataset configuration, such as wikitext-2-v1")
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
+    split: str | None = Field(None, description="hub split; calibration reads train, evaluation reads validation")
+    column: str = Field("text", description="the column of a jsonl, parquet or hub dataset that holds the text")
+    characters: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="at most this many characters, from a random start"
+    )
+    seed: int = Field(0, description="of the random start and of the choice of calibration windows")
+    length: Annotated[int, Field(ge=2)] = Field(256, description="tokens per window")
+    sequences: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="windows: calibration draws exactly this many, evaluation takes at most this many; all by default"
+    )
+
+
+def resolve_model(name: str) -> str:
+    """The packaged folder for the alias "novella"; any other name (folder, hub id) unchanged; `./novella` is your own."""
+    return str(FOLDER) if name == DEMO else name
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, a hub id or "novella".
+
+    A folder that declares `TokenizersBackend` gets its tokenizer.json as it stands. AutoTokenizer would rebuild it by model_type,
+    for a qwen2 model with another pre-tokenizer, and so split some words into other tokens than the model was trained on.
+
+    Raises FileNotFoundError where there is no tokenizer.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    name = resolve_model(path)
+    try:
+        declared = get_tokenizer_config(name, revision=revision).get("tokenizer_class")
+        if declared == "TokenizersBackend":
+            return PreTrainedTokenizerFast.from_pretrained(name, revision=revision or "main")
+        return AutoTokenizer.from_pretrained(name, revision=revision)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"no tokenizer for {path!r}; give {DEMO!r}, a folder with tokenizer.json, or a hub id ({reason})"
+        ) from error
+
+
+def read_text(source: TextSource, split_default: Role) -> str:
+    """The text of a source; `split_default` says which packaged text or hub split is meant where the source does not.
+
+    Raises FileNotFoundError, ValueError (format, column, split, no text) or ImportError (a reader that is not installed).
+    """
+    text = _whole_text(source, split_default)
+    if not text.strip():
+        raise ValueError(f"{source.text!r} holds no text; give a source with text in it (column: {source.column!r})")
+    if source.characters is None or source.characters >= len(text):
+        return text
+    start = random.Random(source.seed).randint(0, len(text) - source.characters)
+    return text[start : start + source.characters]
+
+
+def windows(
+    ids: Sequence[int], length: int, sequences: int | None, seed: int = 0, sampling: Sampling = "contiguous"
+) -> LongTensor:
+    """Windows (n, length) of a token sequence, cut at multiples of `length`, in text order; a last partial window is left out.
+
+    "random" draws `sequences` of them without replacement; "contiguous" takes the first `sequences`, at most.
+    None takes all. Raises ValueError where there are too few tokens.
+
+    >>> windows(range(10), length=3, sequences=None).tolist()
+    [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    """
+    import torch
+
+    available = len(ids) // length
+    needed = 1 if sequences is None or sampling == "contiguous" else sequences
+    if available < needed:
+        raise ValueError(
+            f"the text gives {len(ids)} tokens; {needed} window{'s' * (needed > 1)} of {length} need {needed * length}: "
+            f"lower length or sequences{f' (at most {available})' if available else ''}, or give a longer text"
+        )
+    chosen = range(available)
+    if sequences is not None:
+        chosen = sorted(random.Random(seed).sample(chosen, sequences)) if sampling == "random" else chosen[:sequences]
+    table = torch.tensor(ids[: available * length], dtype=torch.long).view(available, length)
+    return table[list(chosen)]  # type: ignore[return-value]
+
+
+def calibration_tokens(source: TextSource, tokenizer: PreTrainedTokenizerBase) -> LongTensor:
+    """Windows drawn at random from the calibration text, (sequences, length)."""
+    return _tokens(source, tokenizer, "calibration", "random")
+
+
+def evaluation_tokens(source: TextSource, tokenizer: PreTrainedTokenizerBase) -> LongTensor:
+    """All windows of the evaluation text in order, or the first `sequences`, (n, length)."""
+    return _tokens(source, tokenizer, "evaluation", "contiguous")
+
+
+def token_hash(tokens: LongTensor) -> str:
+    """sha256 of the shape and the values (little-endian int64): equal hashes mean the same windows."""
+    values = tokens.detach().cpu().long().numpy().astype("<i8")
+    return hashlib.sha256(f"{list(values.shape)}:".encode() + values.tobytes()).hexdigest()
+
+
+def _tokens(source: TextSource, tokenizer: PreTrainedTokenizerBase, role: Role, sampling: Sampling) -> LongTensor:
+    text = read_text(source, role)
+    # verbose=False: the whole text is longer than the context by design, and is cut next
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    try:
+        return windows(ids, source.length, source.sequences, source.seed, sampling)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{role} from {source.text!r}: {error}") from None
+
+
+def _whole_text(source: TextSource, role: Role) -> str:
+    name = source.text
+    if name == DEMO:
+        return _utf8(FOLDER / "text" / f"{role}.txt")
+    path = Path(name).expanduser()
+    if path.suffix in SUFFIXES or path.exists():
+        _check_file(path)
+        if path.suffix == ".txt":
+            return _utf8(path)
+        rows = _jsonl_rows(path, source.column) if path.suffix == ".jsonl" else _parquet_rows(path, source.column)
+    elif _HUB_ID.fullmatch(name):
+        rows = _hub_rows(source, role)
+    else:
+        raise FileNotFoundError(f"no file {name!r}, and it is no hub dataset id; give {_ALLOWED}")
+    return "\n".join(row for row in rows if row.strip())
+
+
+def _check_file(path: Path) -> None:
+    if path.is_file() and path.suffix in SUFFIXES:
+        return
+    if path.exists():
+        what = "a folder" if path.is_dir() else f"a {path.suffix} file" if path.suffix else "a file without a suffix"
+        raise ValueError(f"{str(path)!r} is {what}; give {_ALLOWED}")
+    names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    raise FileNotFoundError(
+        f"no file {str(path)!r}; " + (f"did you mean {str(path.parent / near[0])!r}?" if near else f"give {_ALLOWED}")
+    )
+
+
+def _utf8(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")  # not read_text: newlines stay as they are
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} is not UTF-8 (byte {error.start}); convert it first") from None
+
+
+def _jsonl_rows(path: Path, column: str) -> Iterable[str]:
+    for number, line in enumerate(_utf8(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{str(path)!r} line {number} is not JSON ({error.msg}); each line is one object") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{str(path)!r} line {number} is a JSON {type(row).__name__}; each line is one object")
+        _check_column(f"{str(path)!r} line {number}", column, row)
+        yield _string(row[column], f"{str(path)!r} line {number}", column)
+
+
+def _parquet_rows(path: Path, column: str) -> Iterable[str]:
+    try:
+        from pyarrow import ArrowInvalid, parquet  # type: ignore[import-not-found]
+    except ImportError:
+        raise ImportError(f'reading {str(path)!r} needs pyarrow; pip install "compress[hub]"') from None
+    try:
+        file = parquet.ParquetFile(path)
+    except ArrowInvalid as error:
+        raise ValueError(f"{str(path)!r} is not a parquet file ({error})") from None
+    _check_column(repr(str(path)), column, file.schema_arrow.names)
+    return [_string(value, repr(str(path)), column) for value in file.read([column])[column].to_pylist()]
+
+
+def _hub_rows(source: TextSource, role: Role) -> Iterable[str]:
+    try:
+        import datasets  # type: ignore[import-not-found]
+    except ImportError:
+        raise ImportError(
+            f'{source.text!r} is no file; to read it as a hub dataset, pip install "compress[hub]". Allowed: {_ALLOWED}'
+        ) from None
+    split = source.split or _SPLIT[role]
+    splits = datasets.get_dataset_split_names(source.text, source.config, revision=source.revision)
+    if split not in splits:
+        raise ValueError(f"hub dataset {source.text!r} has no split {split!r}; set split to one of {', '.join(splits)}")
+    data = datasets.load_dataset(source.text, source.config, split=split, revision=source.revision)
+    where = f"hub dataset {source.text!r}"
+    _check_column(where, source.column, data.column_names)
+    return [_string(value, where, source.column) for value in data[source.column]]
+
+
+def _check_column(where: str, column: str, columns: Iterable[str]) -> None:
+    if column not in columns:
+        raise ValueError(f"{where} has no column {column!r}; set column to one of {', '.join(map(repr, columns))}")
+
+
+def _string(value: object, where: str, column: str) -> str:
+    """A cell as text; a missing one is an empty row."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise ValueError(f"{where}: column {column!r} holds {type(value).__name__}, not text; set column to one that does")
