@@ -2,12 +2,12 @@
 
     python -m compress.novella.sample [FOLDER]
 
-The forward pass is numpy in float64, because transformers computes norms and rotations in float32 whatever the dtype, and float32
-rounding differs between processors: over 240,000 draws that would change some of them. In float64 a draw would have to fall within
-about 1e-13 of a boundary. It is also an independent statement of the model, which the tests hold against transformers.
+The forward pass is numpy in float64, because transformers computes norms and rotations in float32 for any dtype, and float32
+rounding differs between processors: over 240,000 draws that would change some of them. In float64 a draw would have to fall
+within about 1e-13 of a boundary. It is also an independent statement of the model, which the tests hold against transformers.
 
-Every document starts at <|endoftext|>, has its own random stream, and is the plain model: temperature 1, no top-k, no top-p. It ends
-where the model ends it, or at 256 tokens, the window novella was trained on.
+Every document starts at <|endoftext|>, has its own random stream, and is the plain model: temperature 1, no top-k, no top-p. It
+ends where the model ends it, or at 256 tokens, the window novella was trained on.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ class Novella:
         """Grouped-query attention of the newest token over the cache; x (batch, d_model)."""
         batch, now, theta = len(x), self.position, self.config["rope_parameters"]["rope_theta"]
         name = f"model.layers.{layer}.self_attn."
-        q = self._linear(x, name + "q_proj").reshape(batch, self.kv_heads, -1, self.head_dim)  # (batch, kv head, group, head_dim)
+        q = self._linear(x, name + "q_proj").reshape(
+            batch, self.kv_heads, -1, self.head_dim
+        )  # (batch, kv head, group, head_dim)
         k = self._linear(x, name + "k_proj").reshape(batch, self.kv_heads, self.head_dim)
         self.keys[layer, :, :, now] = _rotate(k, now, theta)
         self.values[layer, :, :, now] = self._linear(x, name + "v_proj").reshape(batch, self.kv_heads, self.head_dim)
@@ -92,7 +94,7 @@ class Novella:
 
 
 def documents(seed: int, numbers: Sequence[int], length: int = LENGTH) -> tuple[NDArray[np.int64], Array]:
-    """Documents `numbers` of stream `seed`: tokens (n, length), and the nll (n, length - 1) the model gave each of them in nats.
+    """Documents `numbers` of stream `seed`: tokens (n, length), and the nll (n, length - 1) in nats the model gave them.
 
     A document's tokens depend on (seed, number) only. What follows a second <|endoftext|> is not part of it: see `cut`.
     """
