@@ -1,0 +1,136 @@
+"""Perplexity of a model, and its distance from a baseline, over windows of tokens.
+
+    tokens (n, length) ──model──► logits (batch, length, vocabulary) ──► nll, perplexity; KL and top-1 agreement
+
+Every position but a window's last predicts the next token, so n windows hold n·(length − 1) predictions, all of equal
+weight. Logarithms and KL are in nats. A loss that is not finite is an error that names its window, never left out of the mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Model = Callable[..., Any]  # a transformers model, or any callable: token ids (batch, length) → logits
+Progress = Callable[[str, int], Callable[[], None]]  # (description, total) → advance by one
+
+LOGITS_ELEMENTS = 2**26  # logits of one batch at most: 256 MiB in float32
+SOFTMAX_ELEMENTS = 2**23  # of these, this many are in float32 beside their logarithms at a time
+MOST_WINDOWS = 16
+
+
+def perplexity(model: Model, tokens: Tensor, batch: int | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """{"nll", "perplexity", "tokens"} of windows (n, length); "tokens" counts the predictions.
+
+    `batch` is in windows; by default as many as keep the logits below `LOGITS_ELEMENTS`. Raises ValueError for windows
+    without a prediction, RuntimeError naming the window whose loss is not finite.
+    """
+    total = 0.0
+    for start, ids in _batches(model, tokens, batch, "perplexity", progress):
+        losses = _losses(logits_of(model, ids), ids)
+        _check_finite(losses, start)
+        total += float(losses.sum())
+    return _summary(total, tokens)
+
+
+def compare(
+    model: Model, baseline: Model, tokens: Tensor, batch: int | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """What `perplexity` says of `model`, and its distance from `baseline` over the same predictions.
+
+    "kl" is the mean of KL(baseline‖model) in nats, "top1_agreement" the fraction of predictions whose most likely token
+    is the same.
+    """
+    nll = kl = 0.0
+    agree = 0
+    for start, ids in _batches(model, tokens, batch, "compare", progress):
+        logits, reference = logits_of(model, ids), logits_of(baseline, ids)
+        if logits.shape != reference.shape:
+            raise ValueError(
+                f"logits of shape {tuple(logits.shape)} and {tuple(reference.shape)}: give models of one vocabulary"
+            )
+        losses = _losses(logits, ids)
+        _check_finite(losses, start)
+        nll += float(losses.sum())
+        for rows, other in zip(_rows(logits), _rows(reference), strict=True):
+            other = other.to(rows.device)  # noqa: PLW2901
+            log_p = functional.log_softmax(other.float(), dim=-1)
+            kl += float((log_p.exp() * (log_p - functional.log_softmax(rows.float(), dim=-1))).sum(dtype=torch.float64))
+            agree += int((rows.argmax(dim=-1) == other.argmax(dim=-1)).sum())
+    summary = _summary(nll, tokens)
+    # KL is never negative; rounding of two nearly equal logarithms is.
+    return {**summary, "kl": max(kl / summary["tokens"], 0.0), "top1_agreement": agree / summary["tokens"]}
+
+
+def logits_of(model: Model, ids: Tensor) -> Tensor:
+    """Logits (batch, length, vocabulary) of token ids (batch, length), from a transformers model or any callable."""
+    options = {"use_cache": False} if hasattr(model, "generation_config") else {}
+    with torch.inference_mode():
+        out = model(ids.to(_device(model)), **options)
+    out = getattr(out, "logits", out)
+    out = out[0] if isinstance(out, tuple) else out
+    return out if isinstance(out, Tensor) else torch.from_numpy(out)
+
+
+def _device(model: Model) -> torch.device:
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _batches(
+    model: Model, tokens: Tensor, batch: int | None, description: str, progress: Progress | None
+) -> Iterator[tuple[int, Tensor]]:
+    """(index of the first window, windows) of each batch."""
+    if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
+        raise ValueError(f"tokens of shape {tuple(tokens.shape)}; give at least one window of at least 2 tokens, (n, length)")
+    if batch is None:
+        vocabulary = int(getattr(getattr(model, "config", None), "vocab_size", 2**16))
+        batch = min(MOST_WINDOWS, max(1, LOGITS_ELEMENTS // (tokens.shape[1] * vocabulary)))
+    tick = (progress or _silent)(description, math.ceil(tokens.shape[0] / batch))
+    for start in range(0, tokens.shape[0], batch):
+        yield start, tokens[start : start + batch]
+        tick()
+
+
+def _silent(description: str, total: int) -> Callable[[], None]:
+    return lambda: None
+
+
+def _rows(logits: Tensor) -> Iterator[Tensor]:
+    """Logits of the predictions, (rows, vocabulary), in pieces of bounded size."""
+    per_piece = max(1, SOFTMAX_ELEMENTS // logits.shape[-1])
+    yield from logits[:, :-1].reshape(-1, logits.shape[-1]).split(per_piece)
+
+
+def _losses(logits: Tensor, ids: Tensor) -> Tensor:
+    """Summed nll of each window, (batch,), float64."""
+    targets = ids[:, 1:].reshape(-1).to(logits.device)
+    pieces, start = [], 0
+    for rows in _rows(logits):
+        pieces.append(functional.cross_entropy(rows.float(), targets[start : start + rows.shape[0]], reduction="none"))
+        start += rows.shape[0]
+    losses = torch.cat(pieces).cpu()  # MPS has no float64
+    return losses.to(torch.float64).view(ids.shape[0], -1).sum(dim=1)
+
+
+def _check_finite(losses: Tensor, start: int) -> None:
+    bad = torch.nonzero(~torch.isfinite(losses))
+    if len(bad):
+        raise RuntimeError(
+            f"the loss of window {start + int(bad[0])} is {float(losses[bad[0]])}: the model overflows there; "
+            "evaluate in float32, or fit again with more damping or another rank"
+        )
+
+
+def _summary(total: float, tokens: Tensor) -> dict[str, Any]:
+    count = tokens.shape[0] * (tokens.shape[1] - 1)
+    nll = total / count
+    try:
+        return {"nll": nll, "perplexity": math.exp(nll), "tokens": count}
+    except OverflowError:
+        raise RuntimeError(f"the mean loss is {nll:.0f} nats per token, beyond any perplexity: the model is broken") from None
