@@ -62,7 +62,7 @@ def resolve_model(name: str) -> str:
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, a hub id or "novella".
 
-    A folder that declares `TokenizersBackend` gets its tokenizer.json as it stands. AutoTokenizer would rebuild it by model_type,
+    A folder that declares `TokenizersBackend` gets its tokenizer.json as it stands. AutoTokenizer would rebuild it by type,
     for a qwen2 model with another pre-tokenizer, and so split some words into other tokens than the model was trained on.
 
     Raises FileNotFoundError where there is no tokenizer.
@@ -76,7 +76,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
         if declared == "TokenizersBackend":
             return PreTrainedTokenizerFast.from_pretrained(name, revision=revision or "main")
         return AutoTokenizer.from_pretrained(name, revision=revision)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
             f"no tokenizer for {path!r}; give {DEMO!r}, a folder with tokenizer.json, or a hub id ({reason})"
@@ -86,7 +86,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
 def read_text(source: TextSource, split_default: Role) -> str:
     """The text of a source; `split_default` says which packaged text or hub split is meant where the source does not.
 
-    Raises FileNotFoundError, ValueError (format, column, split, no text) or ImportError (a reader that is not installed).
+    Raises FileNotFoundError or ValueError (format, column, split, no text, a reader that is not installed).
     """
     text = _whole_text(source, split_default)
     if not text.strip():
@@ -205,7 +205,7 @@ def _parquet_rows(path: Path, column: str) -> Iterable[str]:
     try:
         from pyarrow import ArrowInvalid, parquet  # type: ignore[import-not-found]
     except ImportError:
-        raise ImportError(f'reading {str(path)!r} needs pyarrow; pip install "compress[hub]"') from None
+        raise ValueError(f'reading {str(path)!r} needs pyarrow; pip install "compress[hub]"') from None
     try:
         file = parquet.ParquetFile(path)
     except ArrowInvalid as error:
@@ -218,7 +218,7 @@ def _hub_rows(source: TextSource, role: Role) -> Iterable[str]:
     try:
         import datasets  # type: ignore[import-not-found]
     except ImportError:
-        raise ImportError(
+        raise ValueError(
             f'{source.text!r} is no file; to read it as a hub dataset, pip install "compress[hub]". Allowed: {_ALLOWED}'
         ) from None
     split = source.split or _SPLIT[role]
