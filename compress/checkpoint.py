@@ -153,6 +153,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The file's value, or None where it is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
 def write_unit(path: Path, artefact: Artefact, fingerprint: str) -> None:
     """One finished unit of work; the file's presence with this fingerprint means done."""
     metadata = {"fingerprint": fingerprint, "artefact": json.dumps(artefact.metadata, sort_keys=True)}

@@ -97,6 +97,7 @@ class Method(BaseModel):
 
     reference: ClassVar[str]  # paper, section or equation
     replaces: ClassVar[Literal["linear", "mlp"]]  # what one group is: a linear, or the MLP of a layer
+    decided_late: ClassVar[frozenset[str]] = frozenset()  # options that `fit` does not read: changing them refits nothing
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
         """The statistics `fit` will find in `material.statistics`, by key."""

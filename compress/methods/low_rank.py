@@ -20,6 +20,7 @@ class LowRankMethod(Method):
     """Options that every low-rank method has."""
 
     replaces = "linear"
+    decided_late = frozenset({"rank"})
 
     rank: RankRule = Field(description="rank rule: an integer, {keep: f}, {explained_variance: f} or {table: file.json}")
     form: Form = Field("plain", description="plain: r·(d_out+d_in) numbers; pivoted: r·(d_out+d_in−r), exact, no break-even rank")

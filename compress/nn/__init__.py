@@ -4,6 +4,7 @@ from torch import nn
 
 from compress.nn.linear import DenseLinear, LowRankLinear, PivotedLinear
 from compress.nn.mlp import AffineMLP, IdentityMLP, MeanMLP, PassThrough, ZeroMLP
+from compress.nn.symbolic import SymbolicMLP
 
 KINDS: dict[str, type[nn.Module]] = {
     "low_rank_linear": LowRankLinear,
@@ -14,6 +15,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "zero_mlp": ZeroMLP,
     "mean_mlp": MeanMLP,
     "affine_mlp": AffineMLP,
+    "symbolic_mlp": SymbolicMLP,
 }
 
 # Kinds that keep (part of) the module they replace; they are built with it as `original`.

@@ -1,0 +1,40 @@
+"""The model card of a compressed checkpoint: what it is, how it was made, what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compress.recipe import Recipe
+
+
+def model_card(recipe: Recipe, report: Mapping[str, Any]) -> str:
+    """Markdown with the front matter the hub reads."""
+    parameters = report["parameters"]
+    kept = parameters["compressed"] / parameters["baseline"]
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"base_model: {recipe.model.name}",
+        "tags: [compress, low-rank, symbolic]",
+        "---",
+        "",
+        f"# {recipe.model.name}, compressed",
+        "",
+        f"{parameters['compressed']:,} of {parameters['baseline']:,} parameters remain ({kept:.1%} of the whole model).",
+        "Made by `compress fit` from `recipe.yaml` in this folder; `report.json` has one row per module.",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM",
+        "model = AutoModelForCausalLM.from_pretrained(path)  # where the package compress is installed",
+        "model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)  # anywhere",
+        "```",
+    ]
+    if report.get("evaluation"):
+        texts = list(next(iter(report["evaluation"].values())))
+        lines += ["", "## Perplexity", "", f"| variant | {' | '.join(texts)} |", f"|---|{'---|' * len(texts)}"]
+        for variant, values in report["evaluation"].items():
+            cells = " | ".join(format(values[text]["perplexity"], ".3f") for text in texts)
+            lines.append(f"| {variant} | {cells} |")
+    steps = "\n".join(f"- `{step.method}`: {step.options.reference}" for step in recipe.steps)
+    return "\n".join([*lines, "", "## Methods", "", steps, ""])

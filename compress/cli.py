@@ -1,0 +1,210 @@
+"""The command line. Every heavy import is inside the command that needs it: `compress --help` loads no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Compress HuggingFace transformers after training.")
+recipes_app = typer.Typer(no_args_is_help=True, help="The packaged recipes.")
+app.add_typer(recipes_app, name="recipes")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe value: steps.0.rank.keep=0.6 (repeatable).")]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line per mistake on stderr and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("interrupted; finished units are kept: run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, FileNotFoundError, NotImplementedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:  # a measured breach: parity, a non-finite loss
+        print(f"failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        from click import ClickException
+
+        if not isinstance(error, ClickException):
+            raise
+        error.show()
+        sys.exit(error.exit_code)
+
+
+@contextmanager
+def _progress(quiet: bool = False) -> Iterator[Callable[[str, int], Callable[[], None]]]:
+    """Rich bars on stderr; silent where it is no terminal or the output is JSON."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+
+        def task(description: str, total: int) -> Callable[[], None]:
+            identifier = bar.add_task(description, total=total)
+            return lambda: bar.advance(identifier)
+
+        yield task
+
+
+def _print(value: Any) -> None:
+    from rich.console import Console
+
+    Console().print(value)
+
+
+def _emit(value: Any) -> None:
+    print(json.dumps(value, indent=1, default=str))
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from compress import __version__
+
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.command()
+def fit(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file; `compress recipes ls` lists the packaged ones.")],
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan from config.json and headers alone.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Forget finished units of an earlier run, or take them over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a recipe and write a checkpoint that from_pretrained loads."""
+    from compress.recipe import load_recipe
+
+    loaded = load_recipe(_packaged(recipe), overrides or [])
+    _quiet_transformers()
+    from compress import run, tables
+
+    if dry_run:
+        job = run.prepare(loaded)
+        rows = [preview for _, preview in run.previews(job)]
+        peak = run.expected_peak_bytes(job)
+        _emit(tables.preview_json(rows, peak)) if as_json else _print(tables.preview_table(rows, peak))
+        return
+    with _progress(as_json) as progress:
+        folder = run.fit(loaded, fresh=fresh, progress=progress)
+    report = json.loads((folder / "report.json").read_text())
+    if as_json:
+        _emit({"output": str(folder), **report})
+    else:
+        _print(tables.fit_table(report))
+        print(f"checkpoint: {folder}")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder that `compress fit` wrote.")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write onnx/model.onnx with KV cache in and out.")] = False,
+    torch: Annotated[bool, typer.Option("--torch", help="Write torch/model.py, standalone, and its weights.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where to; default: inside the checkpoint folder.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    opset: Annotated[int, typer.Option(help="ONNX opset; 23 has native attention, 20 suits older runtimes.")] = 23,
+    quantize: Annotated[str | None, typer.Option(help="int8 or int4 weight-only, on top of the ONNX graph.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a checkpoint as ONNX and as standalone torch code; parity is measured and a breach is an error."""
+    if not (onnx or torch):
+        raise ValueError("nothing to export; give --onnx, --torch, or both")
+    _quiet_transformers()
+    from compress import tables
+
+    _need_checkpoint(folder)
+    reports: dict[str, Any] = {}
+    with _progress(as_json) as progress:
+        if torch:
+            from exporters.torch_source import export_torch
+
+            tick = progress("export torch", 1)
+            reports["torch"] = export_torch(folder, (out or folder) / "torch", dtype=dtype)
+            tick()
+        if onnx:
+            from exporters.onnx_graph import export_onnx
+
+            tick = progress("export onnx", 1)
+            target = (out or folder) / "onnx"
+            reports["onnx"] = export_onnx(folder, target, dtype=dtype, opset=opset, quantize=quantize)  # pyright: ignore[reportArgumentType]
+            tick()
+    _emit(reports) if as_json else _print(tables.export_table(reports))
+
+
+@app.command()
+def methods(name: Annotated[str | None, typer.Argument(help="A method; without one, all are listed.")] = None, as_json: AsJson = False) -> None:
+    """List the methods, or document one method's options."""
+    from compress import methods as registry
+    from compress import tables
+    from compress.recipe import _allowed
+
+    if name is not None and name not in registry.names():
+        raise ValueError(f"unknown method {name!r}; {_allowed(name, registry.names())}")
+    chosen = {n: registry.load(n) for n in ([name] if name else registry.names())}
+    if as_json:
+        _emit({n: m.model_json_schema() for n, m in chosen.items()})
+    else:
+        _print(tables.method_table(*next(iter(chosen.items()))) if name else tables.methods_table(chosen))
+
+
+@recipes_app.command("ls")
+def recipes_ls() -> None:
+    """List the packaged recipes with their first line."""
+    for path in sorted(recipes_folder().glob("*.yaml")):
+        first = path.read_text().splitlines()[0].lstrip("# ")
+        print(f"{path.name:<32} {first}")
+
+
+@recipes_app.command("cp")
+def recipes_cp(name: str, target: Annotated[Path, typer.Argument(help="File or folder to copy to.")] = Path()) -> None:
+    """Copy a packaged recipe, to edit it."""
+    source = _packaged(Path(name))
+    destination = target / source.name if target.is_dir() else target
+    if destination.exists():
+        raise ValueError(f"{destination} exists already; give another target")
+    destination.write_text(source.read_text())
+    print(destination)
+
+
+def recipes_folder() -> Path:
+    """The packaged recipes: inside an installed wheel, or beside the package in a source checkout."""
+    inside = Path(__file__).parent / "_recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "recipes"
+
+
+def _packaged(path: Path) -> Path:
+    """`path` itself, or the packaged recipe of that name where no such file is here."""
+    if path.is_file():
+        return path
+    packaged = recipes_folder() / (path.name if path.suffix else f"{path.name}.yaml")
+    return packaged if packaged.is_file() else path
+
+
+def _need_checkpoint(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        hint = " (an unfinished fit: run it again to continue)" if (folder / "work").is_dir() else ""
+        raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no config.json{hint}")
+
+
+def _quiet_transformers() -> None:
+    """Our own bars and errors replace transformers' loading bars."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

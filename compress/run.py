@@ -1,0 +1,272 @@
+"""recipe → checkpoint. Read top to bottom: check, stream and fit unit by unit, decide and assemble, evaluate.
+
+Every unit is one file under `<output>/work/units`, written atomically: kill the process at any moment, run again, and it continues and
+ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress import checkpoint, data
+from compress.methods.base import Material, Preview, Replacement
+from compress.plan import Plan
+from compress.recipe import Recipe
+from compress.streaming import Collector, StreamedModel
+from compress.units import Unit, control_steps, units_of
+
+BATCH_TOKENS = 2048  # tokens per forward pass: enough to keep the matrix products busy, little enough to stay small
+Progress = Callable[[str, int], Callable[[], None]]  # (description, total) → advance by one
+
+_TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+
+
+def silent(description: str, total: int) -> Callable[[], None]:
+    """The progress that shows nothing."""
+    return lambda: None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked recipe, its model on disk, and its units, by variant ("compressed" and the controls)."""
+
+    recipe: Recipe
+    model: StreamedModel
+    variants: Mapping[str, list[Unit]]
+
+    @property
+    def work(self) -> Path:
+        return self.recipe.output / "work"
+
+    @property
+    def units(self) -> list[Unit]:
+        """Distinct units over all variants, in layer order."""
+        seen = {(unit.group.name, unit.fingerprint("")): unit for units in self.variants.values() for unit in units}
+        return sorted(seen.values(), key=lambda u: (u.group.layer, u.group.step, u.group.name))
+
+
+def prepare(recipe: Recipe) -> Job:
+    """Check a recipe against config.json and the safetensors headers; reads no weight. Raises ValueError or FileNotFoundError."""
+    folder = checkpoint.locate(data.resolve_model(recipe.model.name), recipe.model.revision)
+    model = StreamedModel(folder)
+    architecture, layers = model.architecture, model.n_layers
+    variants = {"compressed": units_of(recipe, architecture, layers)}
+    for control in recipe.evaluation.controls:
+        steps = control_steps(recipe.steps, control)
+        variants[control] = units_of(recipe.model_copy(update={"steps": steps}), architecture, layers)
+    job = Job(recipe, model, variants)
+    previews(job)
+    return job
+
+
+def previews(job: Job) -> list[tuple[Unit, Preview]]:
+    """Rows of the dry run. Raises ValueError for options that are impossible at these shapes."""
+    shapes = {job.model.full_name(name): shape for name, shape in job.model.shards.shapes.items()}
+    rows = {name: [(u, p) for u in us for p in u.method.preview(u.group, shapes, job.model.architecture)] for name, us in job.variants.items()}
+    return rows["compressed"]
+
+
+def expected_peak_bytes(job: Job) -> int:
+    """Estimate of what `fit` holds at most beyond the imports: the largest layer twice, its statistics, hidden states, a shard."""
+    model, source = job.model, job.recipe.calibration
+    per_layer = [0] * model.n_layers
+    for name, shape in model.shards.shapes.items():
+        rest = model.full_name(name).removeprefix(model.architecture.layers + ".")
+        if rest.split(".")[0].isdigit():
+            per_layer[int(rest.split(".")[0])] += torch.Size(shape).numel() * 4
+    widths = {
+        need.input_of: shape[0 if model.architecture.conv1d else 1]
+        for unit in job.units
+        for need in unit.method.needs(unit.group, model.architecture).values()
+        if (shape := model.shards.shapes.get(model.stored_name(f"{need.input_of}.weight"))) is not None and unit.group.layer == 0
+    }
+    statistics = sum(8 * width * width for width in set(widths.values()))
+    hidden = 4 * (source.sequences or 128) * source.length * int(model.config.hidden_size)
+    largest = max((8 * torch.Size(s).numel() for s in model.shards.shapes.values() if len(s) == 2), default=0)
+    total = sum(model.shards.bytes(n) for n in model.shards)
+    return 2 * max(per_layer) + statistics + hidden + 3 * largest // 2 + min(total, checkpoint.SHARD_BYTES)
+
+
+def fit(recipe: Recipe, *, fresh: bool = False, progress: Progress = silent) -> Path:
+    """Run a recipe and return the checkpoint folder. Finished units of an earlier, interrupted run are taken over unless `fresh`."""
+    job = prepare(recipe)
+    if fresh:
+        shutil.rmtree(job.work, ignore_errors=True)
+    tokens = data.calibration_tokens(recipe.calibration, data.load_tokenizer(job.model.shards.folder))
+    material = checkpoint.hash_json([job.model.shards.fingerprint(), data.token_hash(tokens), recipe.seed])
+    fit_units(job, tokens, material, progress)
+    replacements = {name: replace(job, units, material) for name, units in job.variants.items()}
+    report = assemble(job, replacements["compressed"], material, data.token_hash(tokens), progress)
+    evaluation = evaluate(job, replacements, progress)
+    finish(job, replacements["compressed"], {**report, "evaluation": evaluation})
+    return recipe.output
+
+
+def fit_units(job: Job, tokens: Tensor, material: str, progress: Progress) -> None:
+    """Stream the calibration tokens through the layers; at each, collect what its unfinished units need and fit them."""
+    todo = [u for u in job.units if checkpoint.read_unit(u.file(job.work, material), u.fingerprint(material)) is None]
+    if not todo:
+        return
+    model, architecture = job.model, job.model.architecture
+    last = max(unit.group.layer for unit in todo)
+    streamed = any(unit.method.needs(unit.group, architecture) for unit in todo)
+    hidden = model.embed(tokens, max(1, BATCH_TOKENS // tokens.shape[1])) if streamed else None
+    tick = progress("calibrate and fit", (last + 1) * (len(hidden.states) if hidden else 0) + len(todo))
+    for index in range(last + 1):
+        units = [unit for unit in todo if unit.group.layer == index]
+        if hidden is None and not units:
+            continue
+        with model.resident(index) as layer:
+            prefix = architecture.layer(index) + "."
+            needs = [unit.method.needs(unit.group, architecture) for unit in units]
+            flat = [need for wanted in needs for need in wanted.values()]
+            collector = Collector(flat, layer, prefix, hidden.tokens if hidden else 0, architecture)
+            if hidden is not None:
+                hidden.advance(layer, index, architecture.layer(index), collector, tick)
+            collector.close()
+            weights = model.layer_weights(index)
+            for unit, wanted in zip(units, needs, strict=True):
+                statistics = {key: collector[need] for key, need in wanted.items()}
+                started = time.perf_counter()
+                artefact = unit.method.fit(Material(unit.group, architecture, weights, statistics, layer, job.recipe.seed))
+                seconds = time.perf_counter() - started
+                file = unit.file(job.work, material)
+                checkpoint.write_json(file.with_suffix(".json"), {"seconds": round(seconds, 3)})
+                checkpoint.write_unit(file, artefact, unit.fingerprint(material))
+                tick()
+
+
+def replace(job: Job, units: Sequence[Unit], material: str) -> list[Replacement]:
+    """Decide what each finished unit becomes."""
+    out = []
+    for unit in units:
+        artefact = checkpoint.read_unit(unit.file(job.work, material), unit.fingerprint(material))
+        if artefact is None:
+            raise FileNotFoundError(f"{unit.file(job.work, material)} is missing or damaged; run fit again")
+        out.append(unit.method.replace(unit.group, artefact, job.model.architecture))
+    return out
+
+
+def plan_of(replacements: Sequence[Replacement]) -> Plan:
+    return Plan(modules=tuple(spec for r in replacements for spec in r.specs))
+
+
+def tensors_of(model: StreamedModel, replacements: Sequence[Replacement]) -> Iterator[tuple[str, Tensor]]:
+    """The checkpoint's tensors, sorted by name: originals as stored, replacements in the dtype of the original they replace."""
+    removed = tuple(f"{module}." for r in replacements for module in r.removed)
+    ours = {name: tensor for r in replacements for name, tensor in r.tensors.items()}
+    kept = {model.full_name(name): name for name in model.shards if not model.full_name(name).startswith(removed)}
+    dtype = storage_dtype(model)
+    for name in sorted(kept.keys() | ours.keys()):
+        if name in ours:
+            yield name, ours[name].to(dtype) if ours[name].dtype == torch.float64 else ours[name]
+        else:
+            yield name, model.shards.tensor(kept[name])
+
+
+def storage_dtype(model: StreamedModel) -> torch.dtype:
+    """The dtype most of the original's numbers are stored in."""
+    counts: dict[str, int] = {}
+    for name, shape in model.shards.shapes.items():
+        counts[model.shards.dtypes[name]] = counts.get(model.shards.dtypes[name], 0) + torch.Size(shape).numel()
+    return _TORCH_DTYPES.get(max(counts, key=lambda k: counts[k]), torch.float32)
+
+
+def assemble(job: Job, replacements: Sequence[Replacement], material: str, token_hash: str, progress: Progress) -> dict[str, Any]:
+    """Write the weights; return the report's part that describes them."""
+    model, output = job.model, job.recipe.output
+    tick = progress("write checkpoint", 1)
+    element = torch.empty(0, dtype=storage_dtype(model)).element_size()
+    ours = sum(t.numel() * (element if t.dtype == torch.float64 else t.element_size()) for r in replacements for t in r.tensors.values())
+    removed = tuple(f"{module}." for r in replacements for module in r.removed)
+    kept = [name for name in model.shards if not model.full_name(name).startswith(removed)]
+    total = ours + sum(model.shards.bytes(name) for name in kept)
+    (output / "config.json").unlink(missing_ok=True)  # a folder without config.json is not a checkpoint: nothing half-written loads
+    files = checkpoint.write_shards(output, tensors_of(model, replacements), total)
+    tick()
+    before = sum(torch.Size(s).numel() for s in model.shards.shapes.values())
+    after = sum(torch.Size(model.shards.shapes[n]).numel() for n in kept) + sum(t.numel() for r in replacements for t in r.tensors.values())
+    rows = []
+    for unit, replacement in zip(job.variants["compressed"], replacements, strict=True):
+        timing = checkpoint.read_json(unit.file(job.work, material).with_suffix(".json")) or {}
+        rows += [{"layer": unit.group.layer, "method": unit.step.method, **row, **timing} for row in replacement.report]
+    targeted = [(row["parameters_before"], row["parameters"]) for row in rows if "parameters_before" in row]
+    return {
+        "format": 1,
+        "calibration": {"tokens_sha256": token_hash},
+        "parameters": {
+            "baseline": before,
+            "compressed": after,
+            "targeted_baseline": sum(b for b, _ in targeted),
+            "targeted_compressed": sum(a for _, a in targeted),
+        },
+        "modules": rows,
+        "files": files,
+    }
+
+
+def evaluate(job: Job, replacements: Mapping[str, Sequence[Replacement]], progress: Progress) -> dict[str, Any]:
+    """Perplexity of every variant on every text of the recipe, in float32."""
+    from compress.evaluate import perplexity
+
+    evaluation = job.recipe.evaluation
+    if not evaluation.texts:
+        return {}
+    tokenizer = data.load_tokenizer(job.model.shards.folder)
+    texts = {name: data.evaluation_tokens(evaluation.source(name), tokenizer) for name in evaluation.texts}
+    tick = progress("evaluate", len(texts) * (1 + len(replacements)))
+    out: dict[str, Any] = {}
+    for variant, parts in {"baseline": [], **replacements}.items():
+        model = load_variant(job.model, parts)
+        out[variant] = {}
+        for name, tokens in texts.items():
+            out[variant][name] = perplexity(model, tokens)
+            tick()
+    return out
+
+
+def load_variant(model: StreamedModel, replacements: Sequence[Replacement], dtype: torch.dtype = torch.float32) -> Any:
+    """The whole model in memory with the replacements applied, exactly as the checkpoint stores them."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    from compress.hf import apply_plan
+
+    with init_empty_weights(include_buffers=False):
+        whole = AutoModelForCausalLM.from_config(model.config, dtype=dtype).eval()
+        apply_plan(whole, plan_of(replacements))
+    state = {}
+    wanted = whole.state_dict()
+    for name, tensor in tensors_of(model, replacements):
+        keep = name in wanted and wanted[name].dtype == tensor.dtype
+        state[name] = tensor if keep or not tensor.is_floating_point() else tensor.to(dtype)
+    whole.load_state_dict(state, strict=False, assign=True)
+    whole.tie_weights()
+    empty = [name for name, value in whole.state_dict().items() if value.is_meta]
+    if empty:
+        raise ValueError(f"{model.shards.folder}: no tensor for {empty[0]}")
+    return whole
+
+
+def finish(job: Job, replacements: Sequence[Replacement], report: Mapping[str, Any]) -> None:
+    """Everything beside the weights; config.json, which makes the folder a checkpoint, last."""
+    from compress.card import model_card
+    from compress.remote_code import write_remote_code
+
+    output, source = job.recipe.output, job.model.shards.folder
+    checkpoint.copy_tokenizer(source, output)
+    checkpoint.write_text(output / "recipe.yaml", job.recipe.to_yaml())
+    checkpoint.write_json(output / "report.json", report)
+    checkpoint.write_text(output / "README.md", model_card(job.recipe, report))
+    config = checkpoint.read_json(source / "config.json") or {}
+    config["quantization_config"] = {"quant_method": "compress", **plan_of(replacements).to_json()}
+    checkpoint.write_json(output / "config.json", config)
+    write_remote_code(output)

@@ -1,0 +1,240 @@
+"""A forward pass with one decoder layer resident: hidden states move, weights come and go, hooks feed the statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.architecture import Architecture, architecture
+from compress.checkpoint import Shards
+from compress.methods.base import Need
+from compress.numerics.statistics import Moments, Sample, Statistic
+
+
+class _Recorder(nn.Module):
+    """Stands for one decoder layer in the dry pass: keeps what the model hands it, passes the hidden states through."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._like = (layer,)  # attributes some models read from their layers; in a tuple, so it is no submodule
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._like[0], name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.call = (args, kwargs)
+        self.hidden = hidden_states
+        return hidden_states
+
+
+class StreamedModel:
+    """A causal language model on the meta device whose parts are loaded on demand.
+
+    Weights are computed with in `dtype` (float32 by default, whatever the checkpoint stores), one decoder layer at a time.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        from accelerate import init_empty_weights
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        self.config = AutoConfig.from_pretrained(folder)
+        if getattr(self.config, "quantization_config", None):
+            raise ValueError(f"{folder} is already compressed or quantized; fit a recipe on the original model")
+        self.architecture: Architecture = architecture(self.config.model_type)
+        self.shards = Shards(folder)
+        self.dtype = dtype
+        with init_empty_weights(include_buffers=False):
+            self.model: Any = AutoModelForCausalLM.from_config(self.config, dtype=dtype).eval()
+        self._missing_prefix = self._find_prefix()
+        layers = self.model.get_submodule(self.architecture.layers)
+        self.layers: list[nn.Module] = list(layers)
+        self._container: nn.ModuleList = layers
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    def _find_prefix(self) -> str:
+        """The base prefix where the checkpoint's names lack it (saved from a model without a head), else empty."""
+        prefix = self.architecture.base_prefix + "."
+        return "" if any(name.startswith(prefix) for name in self.shards) else prefix
+
+    def stored_name(self, name: str) -> str:
+        """The name a parameter has in the checkpoint's files."""
+        return name.removeprefix(self._missing_prefix) if self._missing_prefix else name
+
+    def full_name(self, stored: str) -> str:
+        """The name a stored tensor has in the whole model."""
+        return self._missing_prefix + stored if not stored.startswith(self.architecture.head) else stored
+
+    def layer_weights(self, index: int) -> dict[str, Tensor]:
+        """The layer's tensors as stored, by full name."""
+        prefix = self.architecture.layer(index) + "."
+        stored = self.shards.under(self.stored_name(prefix))
+        return {prefix + name.removeprefix(self.stored_name(prefix)): value for name, value in stored.items()}
+
+    @contextmanager
+    def resident(self, index: int) -> Iterator[nn.Module]:
+        """The decoder layer with its weights, in `dtype`; on exit they are dropped again."""
+        layer = self.layers[index]
+        prefix = self.architecture.layer(index) + "."
+        self._load(layer, {k.removeprefix(prefix): v for k, v in self.layer_weights(index).items()}, prefix)
+        try:
+            yield layer
+        finally:  # not .to("meta"): that would lose buffers that are computed once and never stored
+            layer.load_state_dict({k: torch.empty_like(v, device="meta") for k, v in layer.state_dict().items()}, assign=True)
+
+    def _load(self, module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+        """Assign stored tensors; buffers that are computed, not stored, are left alone. Names the module where values are not finite."""
+        own = module.state_dict()
+        missing = sorted(own.keys() - tensors.keys())
+        if missing:
+            raise ValueError(f"{self.shards.folder}: no tensor {name}{missing[0]}; the folder does not hold the model config.json names")
+        for key in own:
+            if not bool(torch.isfinite(tensors[key]).all()):
+                raise ValueError(f"{name}{key} has NaN or Inf weights; mend the checkpoint before compressing it")
+        module.load_state_dict({k: tensors[k].to(self.dtype) for k in own}, strict=True, assign=True)
+
+    def _load_named(self, names: Iterable[str]) -> None:
+        for name in names:
+            module = self.model.get_submodule(name)
+            own = module.state_dict()
+            if own:
+                stored = {k: self.shards.tensor(self.stored_name(f"{name}.{k}")) for k in own}
+                self._load(module, stored, f"{name}.")
+
+    @torch.no_grad()
+    def embed(self, tokens: Tensor, batch: int) -> Hidden:
+        """Tokens (n, length) → hidden states before layer 0 and what each layer is called with."""
+        self._load_named(self._outside_layers())
+        recorders = [_Recorder(layer) for layer in self.layers]
+        base = self.model.get_submodule(self.architecture.base_prefix)
+        container = nn.ModuleList(recorders)
+        parent, _, child = self.architecture.layers.rpartition(".")
+        owner = self.model.get_submodule(parent)
+        setattr(owner, child, container)
+        try:
+            states: list[Tensor] = []
+            calls: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+            for part in tokens.split(batch):
+                base(input_ids=part, use_cache=False)
+                states.append(recorders[0].hidden.clone())
+                if tuple(part.shape) not in calls:
+                    calls[tuple(part.shape)] = [r.call or ((), {}) for r in recorders]
+        finally:
+            setattr(owner, child, self._container)
+        return Hidden(states, calls)
+
+    def _outside_layers(self) -> tuple[str, ...]:
+        """Modules with parameters outside the layers and the head, as the dry pass needs them."""
+        head, layers = self.architecture.head, self.architecture.layers
+        named = [
+            name
+            for name, module in self.model.named_modules()
+            if name and any(True for _ in module.parameters(recurse=False))
+        ]
+        return tuple(n for n in named if n != head and not n.startswith(layers + "."))
+
+
+class Hidden:
+    """Hidden states of all calibration tokens at one depth, in batches, with the layers' call arguments by batch shape."""
+
+    def __init__(self, states: list[Tensor], calls: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]]) -> None:
+        self.states = states  # (batch, length, d_model) each
+        self.calls = calls
+
+    @property
+    def tokens(self) -> int:
+        return sum(s.shape[0] * s.shape[1] for s in self.states)
+
+    @torch.no_grad()
+    def advance(
+        self, layer: nn.Module, index: int, name: str, statistics: Collector | None = None, tick: Callable[[], None] | None = None
+    ) -> None:
+        """Run every batch through the resident layer, in place. Raises ValueError naming the layer where values are not finite."""
+        start = 0
+        for position, state in enumerate(self.states):
+            args, kwargs = self.calls[tuple(state.shape[:2])][index]
+            if statistics is not None:
+                statistics.start = start
+            out = layer(state, *args, **kwargs)
+            out = out[0] if isinstance(out, tuple) else out
+            if not bool(torch.isfinite(out).all()):
+                raise ValueError(f"{name}: NaN or Inf activations in calibration batch {position}; use dtype float32 or other text")
+            self.states[position] = out
+            start += state.shape[0] * state.shape[1]
+            if tick is not None:
+                tick()
+
+
+class Collector:
+    """Hooks on one resident layer that feed the statistics some needs ask for; equal needs share one accumulator."""
+
+    def __init__(self, needs: Iterable[Need], layer: nn.Module, prefix: str, total_rows: int, architecture: Architecture) -> None:
+        self.start = 0
+        self.values: dict[Need, Statistic] = {}
+        self._inputs: dict[str, Tensor] = {}
+        self._handles = []
+        self._architecture = architecture
+        self._prefix = prefix
+        canonical = sorted({self.canonical(n) for n in needs}, key=repr)
+        modules = dict(layer.named_modules())
+        for need in canonical:
+            read = modules[need.input_of.removeprefix(prefix)]
+            if need.output_of is None:
+                self._handles.append(read.register_forward_pre_hook(self._on_input(need, total_rows)))
+            else:
+                written = modules[need.output_of.removeprefix(prefix)]
+                self._handles.append(read.register_forward_pre_hook(self._remember(need.input_of)))
+                self._handles.append(written.register_forward_hook(self._on_output(need, total_rows)))
+
+    def canonical(self, need: Need) -> Need:
+        """The same need under the first role that reads the same activation, so that q, k and v share one accumulator."""
+        located = self._architecture.locate(need.input_of)
+        if located is None or need.output_of is not None:
+            return need
+        layer, role = located
+        first = self._architecture.module(layer, self._architecture.input_roles(role)[0])
+        return Need(first, None, need.statistic, need.rows, need.seed)
+
+    def __getitem__(self, need: Need) -> Statistic:
+        return self.values[self.canonical(need)]
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._inputs.clear()
+
+    def _update(self, need: Need, rows: Tensor, total_rows: int) -> None:
+        if need not in self.values:
+            size = rows.shape[-1]
+            self.values[need] = Moments(size) if need.statistic == "moments" else Sample(need.rows, total_rows, need.seed)
+        self.values[need].update(rows, self.start)
+
+    def _on_input(self, need: Need, total_rows: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._update(need, args[0].reshape(-1, args[0].shape[-1]), total_rows)
+
+        return hook
+
+    def _remember(self, name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._inputs[name] = args[0].reshape(-1, args[0].shape[-1])
+
+        return hook
+
+    def _on_output(self, need: Need, total_rows: int) -> Callable[..., None]:
+        def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+            rows = torch.cat([self._inputs[need.input_of], output.reshape(-1, output.shape[-1])], dim=1)
+            self._update(need, rows, total_rows)
+
+        return hook

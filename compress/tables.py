@@ -1,0 +1,107 @@
+"""What the commands print: rich tables of plans, fits, exports and methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from compress.methods.base import Method, Preview
+
+
+def preview_table(rows: Sequence[Preview], peak_bytes: int) -> Table:
+    """The plan of a dry run."""
+    table = Table(title="plan", caption=f"expected peak memory beyond the imports: about {peak_bytes / 2**20:,.0f} MiB", show_footer=True)
+    before, after = sum(r.before for r in rows), [r.after for r in rows]
+    known = None if None in after else sum(a for a in after if a is not None)
+    table.add_column("module", footer=f"{len(rows)} modules", no_wrap=True, min_width=36)
+    table.add_column("shape", justify="right")
+    table.add_column("decision")
+    table.add_column("parameters", justify="right", footer=f"{before:,}")
+    table.add_column("after", justify="right", footer="depends" if known is None else f"{known:,}")
+    table.add_column("kept", justify="right", footer="" if known is None else f"{known / max(before, 1):.1%}")
+    for row in rows:
+        kept = "" if row.after is None else f"{row.after / max(row.before, 1):.1%}"
+        size = "?" if row.after is None else f"{row.after:,}"
+        table.add_row(row.module, "×".join(map(str, row.shape)), row.note, f"{row.before:,}", size, kept)
+    return table
+
+
+def preview_json(rows: Sequence[Preview], peak_bytes: int) -> dict[str, Any]:
+    modules = [{"module": r.module, "shape": r.shape, "before": r.before, "after": r.after, "note": r.note} for r in rows]
+    return {"modules": modules, "expected_peak_bytes": peak_bytes}
+
+
+def fit_table(report: Mapping[str, Any]) -> Table:
+    """Perplexity per variant and text, with what remains of the parameters."""
+    p = report["parameters"]
+    caption = f"{p['compressed']:,} of {p['baseline']:,} parameters ({p['compressed'] / p['baseline']:.1%} of the whole model)"
+    if p["targeted_baseline"]:
+        caption += f"; {p['targeted_compressed'] / p['targeted_baseline']:.1%} of the targeted ones"
+    table = Table(title="perplexity", caption=caption)
+    table.add_column("variant")
+    evaluation = report.get("evaluation") or {}
+    texts = list(next(iter(evaluation.values()), {}))
+    for text in texts:
+        table.add_column(text, justify="right")
+    base = evaluation.get("baseline", {})
+    for variant, values in evaluation.items():
+        cells = [f"{values[t]['perplexity']:.3f} ({values[t]['nll'] - base[t]['nll']:+.4f} nats)" for t in texts]
+        table.add_row(variant, *cells)
+    return table
+
+
+def export_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row per exported artefact: numbers of its report."""
+    table = Table(title="export")
+    for column in ("artefact", "measure", "value"):
+        table.add_column(column, overflow="fold")
+    for name, report in reports.items():
+        for key, value in _flat(report):
+            table.add_row(name, key, f"{value:.3g}" if isinstance(value, float) else str(value))
+    return table
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    out: list[tuple[str, Any]] = []
+    for key, item in value.items():
+        out += _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else [(prefix + key, item)]
+    return out
+
+
+def methods_table(chosen: Mapping[str, type[Method]]) -> Table:
+    table = Table(title="methods", caption="compress methods NAME documents a method's options")
+    for column in ("method", "replaces", "what it does"):
+        table.add_column(column)
+    for name, method in chosen.items():
+        table.add_row(name, method.replaces, _first_line(method))
+    return table
+
+
+def method_table(name: str, method: type[Method]) -> Table:
+    """Every option of one method, nested ones dotted."""
+    table = Table(title=f"{name}: {_first_line(method)}", caption=f"reference: {method.reference}")
+    for column in ("option", "default", "meaning"):
+        table.add_column(column, overflow="fold")
+    schema = method.model_json_schema()
+    for option, default, meaning in _options(schema, schema.get("$defs", {})):
+        table.add_row(option, default, meaning)
+    return table
+
+
+def _options(schema: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str, str]]:
+    rows: list[tuple[str, str, str]] = []
+    for key, field in schema.get("properties", {}).items():
+        default = str(field["default"]) if "default" in field else "required" if key in schema.get("required", []) else ""
+        rows.append((prefix + key, default, field.get("description", "")))
+        references = [field, *field.get("anyOf", []), *field.get("allOf", [])]
+        for reference in references:
+            if "$ref" in reference:
+                inner = definitions[reference["$ref"].rpartition("/")[2]]
+                rows += _options(inner, definitions, f"{prefix}{key}.")
+    return rows
+
+
+def _first_line(method: type[Method]) -> str:
+    return (method.__doc__ or "").strip().splitlines()[0]

@@ -1,0 +1,88 @@
+"""A recipe's units of work: which modules each step replaces, one file per unit, and what makes a finished file still valid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.architecture import Architecture
+from compress.checkpoint import hash_json
+from compress.methods.base import Group, Method
+from compress.recipe import Recipe, Step, target_layers, target_modules
+
+UNIT_FORMAT = 1  # raise when the content of unit files changes meaning
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One group and the method that fits it."""
+
+    step: Step
+    group: Group
+
+    @property
+    def method(self) -> Method:
+        return self.step.options
+
+    def fingerprint(self, material: str) -> str:
+        """Hash of everything the artefact depends on; `material` stands for the model, the calibration tokens and the seed."""
+        options = self.method.model_dump(mode="json", exclude=set(self.method.decided_late))
+        return hash_json([UNIT_FORMAT, material, self.step.method, options, self.group.layer, self.group.modules])
+
+    def file(self, work: Path, material: str) -> Path:
+        """The unit file; its name carries the fingerprint, so that other options never overwrite a finished fit."""
+        return work / "units" / f"{self.group.name}.{self.fingerprint(material)[:12]}.safetensors"
+
+
+def units_of(recipe: Recipe, architecture: Architecture, n_layers: int) -> list[Unit]:
+    """All units in layer order. Raises ValueError where targets match nothing or two steps replace the same module."""
+    units = [unit for index, step in enumerate(recipe.steps) for unit in _units_of_step(index, step, architecture, n_layers)]
+    _refuse_overlaps(units, architecture)
+    return sorted(units, key=lambda u: (u.group.layer, u.group.step))
+
+
+def _units_of_step(index: int, step: Step, architecture: Architecture, n_layers: int) -> list[Unit]:
+    if step.options.replaces == "mlp":
+        if step.targets.modules is not None or step.targets.roles != "all":
+            raise ValueError(f"steps.{index}: {step.method} replaces whole MLPs; give layers, not roles or globs")
+        layers = target_layers(step.targets, n_layers)
+        if not layers:
+            raise ValueError(f"steps.{index}: layers is empty; the model has layers 0 to {n_layers - 1}")
+        chains = {i: tuple(f"{architecture.layer(i)}.{name}" for name in architecture.mlp) for i in layers}
+        return [Unit(step, Group(f"{step.method}.{chain[-1]}", index, i, chain)) for i, chain in chains.items()]
+    names = target_modules(step.targets, architecture, n_layers)
+    located = {name: architecture.locate(name) for name in names}
+    return [Unit(step, Group(f"{step.method}.{name}", index, place[0], (name,))) for name, place in located.items() if place]
+
+
+def _refuse_overlaps(units: Sequence[Unit], architecture: Architecture) -> None:
+    owner: dict[str, int] = {}
+    for unit in units:
+        touched = list(unit.group.modules)
+        if unit.method.replaces == "mlp":
+            touched += [architecture.module(unit.group.layer, role) for role in architecture.mlp_roles]
+        for module in dict.fromkeys(touched):
+            if owner.setdefault(module, unit.group.step) != unit.group.step:
+                raise ValueError(
+                    f"steps.{owner[module]} and steps.{unit.group.step} both replace {module}; "
+                    "narrow the targets so that each module has one step"
+                )
+
+
+def control_steps(steps: Sequence[Step], control: str) -> list[Step]:
+    """The steps with every MLP surrogate replaced by one control on the same layers; other steps as they are."""
+
+    def swap(step: Step) -> Step:
+        if step.options.replaces != "mlp":
+            return step
+        data: Mapping[str, object]
+        if control == "pca":
+            latents = getattr(step.options, "latents", None)
+            sizes = {"inputs": latents.inputs, "outputs": latents.outputs} if latents is not None else {}
+            data = {"method": "mlp_bottleneck", **sizes}
+        else:
+            data = {"method": "skip_mlp", "output": control}
+        return Step.model_validate({**data, "targets": step.targets})
+
+    return [swap(step) for step in steps]
