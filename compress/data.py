@@ -222,11 +222,14 @@ def _hub_rows(source: TextSource, role: Role) -> Iterable[str]:
             f'{source.text!r} is no file; to read it as a hub dataset, pip install "compress[hub]". Allowed: {_ALLOWED}'
         ) from None
     split = source.split or _SPLIT[role]
-    splits = datasets.get_dataset_split_names(source.text, source.config, revision=source.revision)
-    if split not in splits:
-        raise ValueError(f"hub dataset {source.text!r} has no split {split!r}; set split to one of {', '.join(splits)}")
-    data = datasets.load_dataset(source.text, source.config, split=split, revision=source.revision)
     where = f"hub dataset {source.text!r}"
+    try:
+        splits = datasets.get_dataset_split_names(source.text, source.config, revision=source.revision)
+        if split not in splits:
+            raise ValueError(f"{where} has no split {split!r}; set split to one of {', '.join(splits)}")
+        data = datasets.load_dataset(source.text, source.config, split=split, revision=source.revision)
+    except OSError as error:  # unknown id, gated, or no network
+        raise FileNotFoundError(f"{where}: {str(error).splitlines()[0]}; give {_ALLOWED}") from error
     _check_column(where, source.column, data.column_names)
     return [_string(value, where, source.column) for value in data[source.column]]
 

@@ -186,7 +186,11 @@ def test_characters_beyond_the_end_take_all(tmp_path, characters):
 class FakeHub(SimpleNamespace):
     """Stands for the datasets library and records what it is asked for."""
 
+    down = False
+
     def get_dataset_split_names(self, name, config, revision):
+        if self.down:
+            raise ConnectionError("no network")
         return ["train", "validation", "test"]
 
     def load_dataset(self, name, config, split, revision):
@@ -219,6 +223,12 @@ def test_hub_mistakes_name_what_there_is(monkeypatch, options, message):
     monkeypatch.setitem(sys.modules, "datasets", FakeHub())
     with pytest.raises(ValueError, match=message):
         data.read_text(TextSource(text="Salesforce/wikitext", **options), "calibration")
+
+
+def test_a_hub_that_does_not_answer_says_what_else_there_is(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", FakeHub(down=True))
+    with pytest.raises(FileNotFoundError, match=r"hub dataset 'a/b': no network; give 'novella', a \.txt"):
+        data.read_text(TextSource(text="a/b"), "calibration")
 
 
 # --- mistakes
