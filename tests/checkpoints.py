@@ -1,10 +1,14 @@
 """Random two-layer models of every architecture row, random plans for them, and the checkpoints they make. Offline and fast.
 
-Nothing is fitted: weights, factors and orders are seeded noise, which is enough to show that two programs compute the same thing.
+Nothing is fitted: weights, factors and orders are seeded noise, enough to show that two programs compute the same thing.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +106,11 @@ def randomize(module: nn.Module, seed: int) -> None:
         with torch.no_grad():
             parameter.copy_(noise)
     for name, buffer in module.named_buffers():
-        if name.endswith("order"):  # PivotedLinear: which row each output reads
+        what = name.rpartition(".")[2]
+        if what == "order":  # PivotedLinear: which row each output reads
             buffer.copy_(torch.randperm(buffer.numel(), generator=generator))
+        elif what in ("low", "high"):  # SymbolicMLP: narrow enough that some latents are clamped
+            buffer.fill_(-1.5 if what == "low" else 1.5)
 
 
 def random_plan(model: Any, *kinds: str) -> Plan:
@@ -152,7 +159,20 @@ def _mlp_options(kind: str, outer: str) -> dict[str, Any]:
 
 
 def _symbolic_options() -> dict[str, Any]:
-    raise NotImplementedError("symbolic_mlp is not there yet")
+    """Three latents, two expressions with a part in common, one affine latent beside them."""
+    shared = ["tanh", ["add", ["var", 0], ["mul", ["param", 0], ["var", 1]]]]
+    return {
+        "d_model": D_MODEL,
+        "inputs": 3,
+        "outputs": 2,
+        "affine": 1,
+        "constants": 2,
+        "clamp": True,
+        "expressions": [
+            ["add", shared, ["pow", ["var", 2], ["int", 2]]],
+            ["sub", ["mul", ["param", 1], shared], ["sin", ["mul", ["rational", 1, 3], ["var", 1]]]],
+        ],
+    }
 
 
 def tiny_checkpoint(folder: Path, model_type: str, *kinds: str, seed: int = 0, **overrides: Any) -> Path:
@@ -169,3 +189,30 @@ def tiny_checkpoint(folder: Path, model_type: str, *kinds: str, seed: int = 0, *
         attach_plan(model, plan)
     model.save_pretrained(folder)
     return folder
+
+
+_BLOCKER = """\
+import sys
+class _Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names!r}:
+            raise ImportError(name + " is blocked in this test")
+sys.meta_path.insert(0, _Blocked())
+"""
+
+
+def run_without(packages: Sequence[str], code: str, folder: Path, *arguments: str) -> str:
+    """Standard output of `code` in a new interpreter in `folder`, where importing any of `packages` raises ImportError.
+
+    Raises AssertionError with what the interpreter said where it fails.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
+        "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(folder / "modules"),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", _BLOCKER.format(names=tuple(packages)) + code, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
