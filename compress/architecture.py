@@ -23,6 +23,7 @@ class Architecture:
     embeddings: tuple[str, ...]  # modules used before the first layer, from the root
     final: tuple[str, ...]  # modules used after the last layer, before the head, from the root
     head: str = "lm_head"
+    stored_head: str = "lm_head"  # the head's name in the files, where transformers renames it while loading
     base_prefix: str = "model"  # transformers' base_model_prefix: AutoModel without a head drops it
     conv1d: bool = False  # weights stored (d_in, d_out)
 
@@ -139,7 +140,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             mlp=("mlp",),
             embeddings=("gpt_neox.embed_in", "gpt_neox.rotary_emb"),
             final=("gpt_neox.final_layer_norm",),
-            head="embed_out",
+            stored_head="embed_out",
             base_prefix="gpt_neox",
         ),
         Architecture(

@@ -100,14 +100,25 @@ def fit(recipe: Recipe, *, fresh: bool = False, progress: Progress = silent) -> 
     job = prepare(recipe)
     if fresh:
         shutil.rmtree(job.work, ignore_errors=True)
-    tokens = data.calibration_tokens(recipe.calibration, data.load_tokenizer(job.model.shards.folder))
-    material = checkpoint.hash_json([job.model.shards.fingerprint(), data.token_hash(tokens), recipe.seed])
+    tokens = tokens_of(job)
+    material = material_of(job, tokens)
     fit_units(job, tokens, material, progress)
     replacements = {name: replace(job, units, material) for name, units in job.variants.items()}
     report = assemble(job, replacements["compressed"], material, data.token_hash(tokens), progress)
     evaluation = evaluate(job, replacements, progress)
     finish(job, replacements["compressed"], {**report, "evaluation": evaluation})
     return recipe.output
+
+
+def tokens_of(job: Job) -> Tensor:
+    """The recipe's calibration tokens, (sequences, length)."""
+    return data.calibration_tokens(job.recipe.calibration, data.load_tokenizer(job.model.shards.folder))
+
+
+def material_of(job: Job, tokens: Tensor | None = None) -> str:
+    """What every unit depends on: the model's files, the calibration tokens, the seed."""
+    tokens = tokens_of(job) if tokens is None else tokens
+    return checkpoint.hash_json([job.model.shards.fingerprint(), data.token_hash(tokens), job.recipe.seed])
 
 
 def fit_units(job: Job, tokens: Tensor, material: str, progress: Progress) -> None:
@@ -160,16 +171,20 @@ def plan_of(replacements: Sequence[Replacement]) -> Plan:
 
 
 def tensors_of(model: StreamedModel, replacements: Sequence[Replacement]) -> Iterator[tuple[str, Tensor]]:
-    """The checkpoint's tensors, sorted by name: originals as stored, replacements in the dtype of the original they replace."""
-    removed = tuple(f"{module}." for r in replacements for module in r.removed)
-    ours = {name: tensor for r in replacements for name, tensor in r.tensors.items()}
-    kept = {model.full_name(name): name for name in model.shards if not model.full_name(name).startswith(removed)}
+    """The checkpoint's tensors by stored name, sorted: originals as they are, replacements in the original's dtype."""
+    ours = {model.stored_name(name): tensor for r in replacements for name, tensor in r.tensors.items()}
     dtype = storage_dtype(model)
-    for name in sorted(kept.keys() | ours.keys()):
+    for name in sorted({*kept_names(model, replacements), *ours}):
         if name in ours:
             yield name, ours[name].to(dtype) if ours[name].dtype == torch.float64 else ours[name]
         else:
-            yield name, model.shards.tensor(kept[name])
+            yield name, model.shards.tensor(name)
+
+
+def kept_names(model: StreamedModel, replacements: Sequence[Replacement]) -> list[str]:
+    """Stored names of the original tensors that no replacement drops."""
+    removed = tuple(f"{module}." for r in replacements for module in r.removed)
+    return [name for name in model.shards if not model.full_name(name).startswith(removed)]
 
 
 def storage_dtype(model: StreamedModel) -> torch.dtype:
@@ -186,8 +201,7 @@ def assemble(job: Job, replacements: Sequence[Replacement], material: str, token
     tick = progress("write checkpoint", 1)
     element = torch.empty(0, dtype=storage_dtype(model)).element_size()
     ours = sum(t.numel() * (element if t.dtype == torch.float64 else t.element_size()) for r in replacements for t in r.tensors.values())
-    removed = tuple(f"{module}." for r in replacements for module in r.removed)
-    kept = [name for name in model.shards if not model.full_name(name).startswith(removed)]
+    kept = kept_names(model, replacements)
     total = ours + sum(model.shards.bytes(name) for name in kept)
     (output / "config.json").unlink(missing_ok=True)  # a folder without config.json is not a checkpoint: nothing half-written loads
     files = checkpoint.write_shards(output, tensors_of(model, replacements), total)
@@ -245,7 +259,8 @@ def load_variant(model: StreamedModel, replacements: Sequence[Replacement], dtyp
         apply_plan(whole, plan_of(replacements))
     state = {}
     wanted = whole.state_dict()
-    for name, tensor in tensors_of(model, replacements):
+    for stored, tensor in tensors_of(model, replacements):
+        name = model.full_name(stored)
         keep = name in wanted and wanted[name].dtype == tensor.dtype
         state[name] = tensor if keep or not tensor.is_floating_point() else tensor.to(dtype)
     whole.load_state_dict(state, strict=False, assign=True)

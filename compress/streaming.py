@@ -69,12 +69,18 @@ class StreamedModel:
         return "" if any(name.startswith(prefix) for name in self.shards) else prefix
 
     def stored_name(self, name: str) -> str:
-        """The name a parameter has in the checkpoint's files."""
-        return name.removeprefix(self._missing_prefix) if self._missing_prefix else name
+        """The name a parameter of the whole model has in the checkpoint's files."""
+        head, stored = self.architecture.head + ".", self.architecture.stored_head + "."
+        if name.startswith(head):
+            return stored + name.removeprefix(head)
+        return name.removeprefix(self._missing_prefix)
 
     def full_name(self, stored: str) -> str:
         """The name a stored tensor has in the whole model."""
-        return self._missing_prefix + stored if not stored.startswith(self.architecture.head) else stored
+        head = self.architecture.stored_head + "."
+        if stored.startswith(head):
+            return f"{self.architecture.head}.{stored.removeprefix(head)}"
+        return self._missing_prefix + stored
 
     def layer_weights(self, index: int) -> dict[str, Tensor]:
         """The layer's tensors as stored, by full name."""

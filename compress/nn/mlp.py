@@ -72,12 +72,12 @@ class MeanMLP(nn.Module):
 
     def __init__(self, outer: str, d_model: int) -> None:
         super().__init__()
-        self.outer = outer
+        self.outer_name = outer
         self.add_module(outer, Constant(d_model))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., d_model) → (..., d_model)"""
-        return self.get_submodule(self.outer)(x)
+        return self.get_submodule(self.outer_name)(x)
 
 
 class AffineMLP(nn.Module):
@@ -85,10 +85,10 @@ class AffineMLP(nn.Module):
 
     def __init__(self, outer: str, d_model: int, rank: int) -> None:
         super().__init__()
-        self.outer = outer
+        self.outer_name = outer
         self.basis = nn.Parameter(torch.empty(rank, d_model))
         self.add_module(outer, nn.Linear(rank, d_model))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., d_model) → (..., d_model)"""
-        return self.get_submodule(self.outer)(F.linear(x, self.basis))
+        return self.get_submodule(self.outer_name)(F.linear(x, self.basis))

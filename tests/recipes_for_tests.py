@@ -1,0 +1,38 @@
+"""Tiny random models with a tokenizer and text beside them, and recipes over them: whole runs in a second."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from checkpoints import VOCABULARY, tiny_model
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from compress.recipe import Recipe, parse_recipe
+
+ALPHABET = [chr(0x21 + i) for i in range(VOCABULARY - 4)]
+
+
+def tiny_folder(folder: Path, model_type: str, seed: int = 0) -> Path:
+    """A model folder with a one-character-a-token tokenizer, and text.txt of 4,000 random characters."""
+    tiny_model(model_type, seed).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(ALPHABET)}, unk_token=ALPHABET[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    choose = random.Random(seed)
+    (folder / "text.txt").write_text("".join(choose.choices(ALPHABET, k=4000)))
+    return folder
+
+
+def tiny_recipe(folder: Path, output: Path, *steps: dict[str, Any], **more: Any) -> Recipe:
+    """A recipe that calibrates on the folder's own text."""
+    text = str(folder / "text.txt")
+    base: dict[str, Any] = {
+        "model": str(folder),
+        "calibration": {"text": text, "sequences": 40, "length": 32},
+        "steps": list(steps),
+        "output": str(output),
+    }
+    return parse_recipe(base | more)

@@ -1,0 +1,148 @@
+"""What every method must hold on every architecture row: full rank is the model, error falls with rank, files are the model."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from checkpoints import FAMILIES
+from recipes_for_tests import tiny_folder, tiny_recipe
+from transformers import AutoModelForCausalLM
+
+from compress import run
+from compress.evaluate import compare
+
+IDS = torch.arange(60).view(2, 30) % 90
+MAIN = ("llama", "qwen2", "gpt2", "opt")
+LOW_RANK = ("feature_space", "weight_svd")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {}
+
+    def get(model_type):
+        if model_type not in made:
+            made[model_type] = tiny_folder(tmp_path_factory.mktemp(model_type), model_type)
+        return made[model_type]
+
+    return get
+
+
+def logits(path):
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("method", LOW_RANK)
+def test_full_rank_reproduces_the_logits(folders, tmp_path, method, model_type):
+    source = folders(model_type)
+    out = run.fit(tiny_recipe(source, tmp_path, {"method": method, "rank": {"keep": 1.0}, "form": "pivoted"}))
+    assert len(json.loads((out / "config.json").read_text())["quantization_config"]["modules"]) >= 8
+    expected = logits(source)
+    torch.testing.assert_close(logits(out), expected, rtol=0, atol=2e-4 * max(1.0, float(expected.abs().max())))
+
+
+@pytest.mark.parametrize("model_type", MAIN)
+@pytest.mark.parametrize("method", LOW_RANK)
+def test_error_is_monotone_in_rank(folders, tmp_path, method, model_type):
+    errors = []
+    for keep in (0.3, 0.6, 0.9):
+        out = run.fit(tiny_recipe(folders(model_type), tmp_path, {"method": method, "rank": {"keep": keep}}))
+        rows = json.loads((out / "report.json").read_text())["modules"]
+        errors.append([row["relative_error"] for row in rows])
+    assert all(a > b > c >= 0 for a, b, c in zip(*errors, strict=True))
+
+
+@pytest.mark.parametrize("model_type", MAIN)
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"method": "feature_space", "rank": {"keep": 0.6}},
+        {"method": "skip_mlp", "layers": [1], "output": "identity"},
+        {"method": "skip_mlp", "layers": [0, 1], "output": "mean"},
+        {"method": "skip_mlp", "layers": [0], "output": "zero"},
+        {"method": "mlp_bottleneck", "layers": [1], "inputs": 8, "outputs": 4},
+        {
+            "method": "symbolic_mlp",
+            "layers": [1],
+            "latents": {"inputs": 4, "outputs": 2},
+            "samples": 500,
+            "engine": {"name": "sparse"},
+        },
+    ],
+    ids=lambda s: "-".join(str(v) for v in s.values() if isinstance(v, str)),
+)
+def test_saved_equals_in_memory_bit_for_bit(folders, tmp_path, step, model_type):
+    recipe = tiny_recipe(folders(model_type), tmp_path, step)
+    out = run.fit(recipe)
+    job = run.prepare(recipe)
+    material = run.material_of(job)
+    memory = run.load_variant(job.model, run.replace(job, job.variants["compressed"], material))
+    with torch.no_grad():
+        assert torch.equal(memory(IDS).logits, logits(out))
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    again = tmp_path / "again"
+    loaded.save_pretrained(again)
+    assert torch.equal(logits(out), logits(again))
+
+
+def test_mean_control_predicts_the_mean_output(folders, tmp_path):
+    source = folders("llama")
+    out = run.fit(tiny_recipe(source, tmp_path, {"method": "skip_mlp", "layers": [0], "output": "mean"}))
+    original = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    job = run.prepare(tiny_recipe(source, tmp_path, {"method": "skip_mlp", "layers": [0], "output": "mean"}))
+    seen = []
+    original.model.layers[0].mlp.register_forward_hook(lambda *a: seen.append(a[2].double()))
+    with torch.no_grad():
+        original(run.tokens_of(job))
+    mean = torch.cat([s.flatten(0, 1) for s in seen]).mean(0)
+    stored = AutoModelForCausalLM.from_pretrained(out).model.layers[0].mlp.down_proj.bias
+    torch.testing.assert_close(stored.double(), mean, rtol=1e-3, atol=1e-4)
+
+
+def test_bottleneck_with_every_component_is_the_mlp(folders, tmp_path):
+    source = folders("qwen2")
+    out = run.fit(tiny_recipe(source, tmp_path, {"method": "mlp_bottleneck", "layers": [0, 1], "inputs": 32, "outputs": 32}))
+    torch.testing.assert_close(logits(out), logits(source), rtol=0, atol=2e-3)
+
+
+def test_feature_space_beats_weight_svd_on_its_calibration_text(folders, tmp_path):
+    source = folders("llama")
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    kl = {}
+    for method in LOW_RANK:
+        recipe = tiny_recipe(source, tmp_path / method, {"method": method, "rank": {"keep": 0.5}})
+        model = AutoModelForCausalLM.from_pretrained(run.fit(recipe), dtype=torch.float32)
+        kl[method] = compare(model, base, run.tokens_of(run.prepare(recipe)))["kl"]
+    assert kl["feature_space"] < kl["weight_svd"]
+
+
+def test_interrupted_after_any_unit_ends_with_the_same_bytes(folders, tmp_path, monkeypatch):
+    source = folders("qwen2")
+    steps = ({"method": "feature_space", "targets": {"roles": ["q", "down"]}, "rank": {"keep": 0.5}},)
+    whole = run.fit(tiny_recipe(source, tmp_path / "whole", *steps))
+    write = run.checkpoint.write_unit
+    broken = tmp_path / "broken"
+    recipe = tiny_recipe(source, broken, *steps)
+    for allowed in range(4):
+        shutil.rmtree(broken, ignore_errors=True)
+        left = [allowed]
+
+        def dying(*args, left=left):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            write(*args)
+
+        monkeypatch.setattr(run.checkpoint, "write_unit", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run.fit(recipe)
+        assert not (broken / "config.json").exists()
+        assert len(list((broken / "work" / "units").glob("*.safetensors"))) == allowed
+        monkeypatch.setattr(run.checkpoint, "write_unit", write)
+        run.fit(recipe)
+        for name in ("model.safetensors", "config.json", "modeling_compress.py", "tokenizer.json"):
+            assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
