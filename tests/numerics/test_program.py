@@ -1,0 +1,323 @@
+"""One program, the same numbers in sympy, numpy, torch (interpreted, as source) and ONNX Runtime; what `certify` promises."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import sympy
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trees import N_CONSTANTS, N_INPUTS, constants, example, points, trees, value
+
+from compress.nn.symbolic import ExpressionProgram
+from compress.numerics.expression import from_tree, symbols
+from compress.numerics.operations import OPERATIONS, PRIMITIVES, apply
+from compress.numerics.program import (
+    Program,
+    certify,
+    compile_program,
+    evaluate_numpy,
+    onnx_nodes,
+    symbolic_options,
+    torch_source,
+)
+
+X, Y, Z = (["var", i] for i in range(3))
+C0 = ["param", 0]
+
+
+def run_torch(program: Program, z: np.ndarray, numbers: list[float]) -> np.ndarray:
+    module = ExpressionProgram(program.to_json())
+    module.load_state_dict({"constants": torch.tensor(numbers, dtype=torch.float32)})
+    with torch.no_grad():
+        return module(torch.tensor(z, dtype=torch.float32)).numpy()
+
+
+def run_source(program: Program, z: np.ndarray, numbers: list[float], folder: Path) -> np.ndarray:
+    body = "\n    ".join(torch_source(program))
+    file = folder / "generated.py"
+    file.write_text(f"import torch\n\n\ndef f(z, constants):\n    {body}\n    return y\n")
+    spec = importlib.util.spec_from_file_location("generated", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.f(torch.tensor(z, dtype=torch.float32), torch.tensor(numbers, dtype=torch.float32)).numpy()
+
+
+def run_onnx(program: Program, z: np.ndarray, numbers: list[float]) -> np.ndarray:
+    tensor = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        onnx_nodes(program, "z", "constants", "y", prefix="f_"),
+        "f",
+        [tensor("z", onnx.TensorProto.FLOAT, ["batch", "tokens", program.n_inputs])],
+        [tensor("y", onnx.TensorProto.FLOAT, ["batch", "tokens", len(program.outputs)])],
+        [onnx.numpy_helper.from_array(np.asarray(numbers, np.float32), "constants")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"z": np.asarray(z, np.float32)[None]})[0][0]
+
+
+BACKENDS = {
+    "numpy": lambda p, z, c, _: evaluate_numpy(p, z, c),
+    "torch": lambda p, z, c, _: run_torch(p, z, c),
+    "source": run_source,
+    "onnx": lambda p, z, c, _: run_onnx(p, z, c),
+}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Every operation at its points on every backend: one program per set of points, all its operations at once."""
+    out: dict[str, dict[str, Any]] = {}
+    for where, names in itertools.groupby(sorted(OPERATIONS, key=points), key=points):
+        listed = list(names)
+        program = compile_program([example(name) for name in listed], 3, 0)
+        z = np.array(where)
+        results = {b: run(program, z, [], tmp_path_factory.mktemp("source")) for b, run in BACKENDS.items()}
+        for i, name in enumerate(listed):
+            out[name] = {backend: values[:, i] for backend, values in results.items()}
+    return out
+
+
+def sympy_value(name: str, at: tuple[float, ...]) -> float:
+    variables = symbols(3)
+    value = from_tree(example(name), variables, []).subs(dict(zip(variables, map(sympy.Rational, at), strict=True))).evalf(30)
+    assert value.is_real, f"{name} is not real at {at}: a wrong test point"
+    return float(value)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_operation_agrees_with_thirty_digits(name, backend, table):
+    expected = [sympy_value(name, at) for at in points(name)]
+    tolerance = 1e-12 if backend == "numpy" else 1e-5
+    np.testing.assert_allclose(table[name][backend], expected, rtol=tolerance, atol=tolerance)
+
+
+OUTSIDE = ("sqrt", "log", "asin", "acos", "acosh", "atanh", "reciprocal", "div", "pow", "mod", "log1p", "inv", "coth")
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_outside_its_domain_every_backend_gives_the_same_nan_or_infinity(name):
+    z = np.array([[-3.0, 0.0, 0.0], [0.0, 0.0, 0.0], [-2.5, 0.5, 0.0]])
+    program = compile_program([example(name)], 3, 0)
+    results = [run_torch(program, z, []), run_onnx(program, z, []), evaluate_numpy(program, z, [])]
+    assert not all(np.isfinite(r).all() for r in results)
+    for result in results[1:]:
+        np.testing.assert_allclose(result, results[0], rtol=1e-4)
+
+
+def test_what_no_condition_covers_is_nan_everywhere(tmp_path):
+    program = compile_program([["where", ["lt", X, Y], X, ["nan"]]], 2, 0)
+    z = np.array([[1.0, 2.0], [2.0, 1.0]])
+    for run in BACKENDS.values():
+        np.testing.assert_array_equal(run(program, z, [], tmp_path), [[1.0], [np.nan]])
+
+
+def test_each_primitive_is_a_torch_function_and_an_onnx_operator():
+    for name, row in PRIMITIVES.items():
+        assert callable(getattr(torch, name))
+        assert onnx.defs.get_schema(row.onnx).name == row.onnx
+        assert row.bounds is not None
+
+
+AT = ((0.37, -1.21, 1.84), (1.5, 0.25, -0.75))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(trees(), min_size=1, max_size=4), constants)
+def test_random_programs_have_the_values_of_their_trees(forest, numbers):
+    program = compile_program(forest, N_INPUTS, N_CONSTANTS)
+    expected = [[value(tree, at, numbers) for tree in forest] for at in AT]
+    np.testing.assert_allclose(evaluate_numpy(program, np.array(AT), numbers), expected, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(trees(), min_size=1, max_size=3), constants)
+def test_random_programs_survive_json_and_equal_the_interpreter(forest, numbers):
+    program = compile_program(forest, N_INPUTS, N_CONSTANTS)
+    assert Program.from_json(json.loads(json.dumps(program.to_json(), allow_nan=False))) == program
+    exact = evaluate_numpy(program, np.array(AT), numbers)
+    if np.abs(exact).max() < 100:
+        np.testing.assert_allclose(run_torch(program, np.array(AT), numbers), exact, rtol=1e-3, atol=1e-3)
+
+
+def test_equal_parts_are_computed_once_whatever_their_order():
+    shared = ["sin", ["mul", X, Y]]
+    program = compile_program([["add", shared, Z], ["mul", ["sin", ["mul", Y, X]], Z], ["add", Z, shared]], 3, 0)
+    assert [name for name, _ in program.instructions] == ["mul", "sin", "add", "mul"]
+    assert program.outputs[0] == program.outputs[2]
+
+
+def operations(tree: Any) -> list[str]:
+    return [name for name, _ in compile_program([tree], 3, 1).instructions]
+
+
+POWERS = {
+    ("int", 0): [],
+    ("int", 1): [],
+    ("int", 2): ["mul"],
+    ("int", 3): ["mul", "mul"],
+    ("int", 4): ["mul", "mul"],
+    ("int", -1): ["reciprocal"],
+    ("int", -2): ["mul", "reciprocal"],
+    ("int", 8): ["mul", "mul", "mul"],
+    ("int", 9): ["pow"],
+    ("rational", 1, 2): ["sqrt"],
+    ("rational", -1, 2): ["sqrt", "reciprocal"],
+    ("rational", 3, 2): ["sqrt", "mul"],
+    ("rational", 1, 3): ["pow"],
+}
+
+
+@pytest.mark.parametrize(("exponent", "expected"), POWERS.items(), ids=str)
+def test_small_powers_are_products_roots_and_reciprocals(exponent, expected):
+    assert operations(["pow", X, list(exponent)]) == expected
+    value = exponent[1] / (exponent[2] if len(exponent) == 3 else 1)
+    program = compile_program([["pow", X, list(exponent)]], 1, 0)
+    np.testing.assert_allclose(evaluate_numpy(program, np.array([[0.7]]), [])[0], 0.7**value, rtol=1e-14)
+
+
+def test_signs_and_fractions_cost_one_operation():
+    assert operations(["add", X, ["mul", ["int", -1], Y]]) == ["sub"]
+    assert operations(["mul", X, ["pow", Y, ["int", -1]]]) == ["div"]
+    assert operations(["neg", ["sub", X, Y]]) == ["sub"]
+    assert operations(["mul", ["neg", X], ["neg", Y]]) == ["mul"]
+    assert operations(["add", X, ["int", 0]]) == []
+
+
+def test_a_quotient_does_not_overflow_where_its_value_is_small():
+    square = compile_program([["pow", ["div", X, Y], ["int", 2]], ["mul", ["div", X, Y], ["div", X, Y]]], 2, 0)
+    assert run_torch(square, np.array([[1e30, 1e30]]), []).tolist() == [[1.0, 1.0]]
+
+
+def test_expressions_without_a_variable_have_a_value_for_every_token(tmp_path):
+    program = compile_program([C0, ["int", 2], X, ["mul", C0, C0]], 1, 1)
+    for run in BACKENDS.values():
+        np.testing.assert_allclose(run(program, np.array([[5.0], [6.0]]), [3.0], tmp_path), [[3, 2, 5, 9], [3, 2, 6, 9]])
+
+
+@pytest.mark.parametrize(
+    "part", [["reciprocal", ["int", 0]], ["log", ["int", 0]], ["exp", ["exp", ["int", 99]]], ["sqrt", ["int", -1]]]
+)
+def test_literal_parts_without_a_value_are_refused(part):
+    with pytest.raises(ValueError, match=r"expression 1: a part of the expression .* no finite value"):
+        compile_program([X, ["add", X, part]], 1, 0)
+
+
+TAMPERED = {
+    "unknown": {"instructions": [["load", [0]]]},
+    "composed": {"instructions": [["logabs", [0]]]},
+    "future register": {"instructions": [["sin", [1]]]},
+    "negative register": {"instructions": [["sin", [-1]]]},
+    "arity": {"instructions": [["sin", [0, 0]]]},
+    "condition": {"instructions": [["lt", [0, 0]], ["sin", [1]]], "outputs": [2]},
+    "output": {"outputs": [7]},
+}
+
+
+@pytest.mark.parametrize("change", TAMPERED.values(), ids=TAMPERED.keys())
+def test_a_tampered_program_is_refused(change):
+    program = compile_program([["sin", X]], 1, 0).to_json()
+    Program.from_json(program)
+    with pytest.raises(ValueError, match="register"):
+        Program.from_json(program | change)
+
+
+def test_source_is_straight_line_code_with_named_shared_parts():
+    shared = ["sin", ["mul", X, Y]]
+    lines = torch_source(compile_program([["add", shared, ["mul", C0, shared]], ["pow", Z, ["int", 2]]], 3, 1))
+    assert lines == [
+        "z0, z1, z2 = z.split(1, dim=-1)",
+        "t0 = torch.sin(z0 * z1)",
+        "y = torch.cat([t0 + constants[0] * t0, z2 * z2], dim=-1)",
+    ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(trees(), constants, st.lists(st.tuples(st.floats(-3, 3), st.floats(0, 2)), min_size=N_INPUTS, max_size=N_INPUTS))
+def test_certified_ranges_hold_every_value_in_the_box(tree, numbers, box):
+    low, high = (np.array(ends, dtype=np.float32) for ends in zip(*((a, a + w) for a, w in box), strict=True))
+    program = compile_program([tree], N_INPUTS, N_CONSTANTS)
+    ranges = certify(program, numbers, low.tolist(), high.tolist())
+    if ranges is None:
+        return
+    inside = low + np.array(list(itertools.product((0.0, 0.31, 1.0), repeat=N_INPUTS))) * (high - low)
+    values = run_torch(program, np.clip(inside, low, high), numbers)
+    assert np.isfinite(values).all()
+    assert (values >= ranges[0][0]).all()
+    assert (values <= ranges[0][1]).all()
+
+
+RANGES = {  # tree over z0 ∈ [−2, 3] → its exact range, or None where some point of the box has no finite value
+    "square": (["mul", X, X], (0, 9)),
+    "fourth power": (["pow", X, ["int", 4]], (0, 81)),
+    "analytic quotient": (apply("aq", ["int", 1], X), (1 / math.sqrt(10), 1)),
+    "sigmoid": (apply("sigmoid", X), (1 / (1 + math.exp(2)), 1 / (1 + math.exp(-3)))),
+    "cosh": (["cosh", X], (1, math.cosh(3))),
+    "where": (["where", ["lt", X, ["int", 0]], ["neg", X], ["exp", X]], (-3, math.exp(3))),
+    "root of abs": (apply("sqrtabs", X), (0, math.sqrt(3))),
+    "tan off the pole": (["tan", ["mul", X, ["rational", 1, 2]]], (math.tan(-1), math.tan(1.5))),
+    "pole": (["reciprocal", X], None),
+    "log": (["log", X], None),
+    "log of abs": (apply("logabs", X), None),
+    "root": (["sqrt", X], None),
+    "fractional power": (["pow", X, ["rational", 1, 3]], None),
+    "tan over a pole": (["tan", X], None),
+    "overflow": (["exp", ["mul", X, ["int", 40]]], None),
+    "acosh": (["acosh", X], None),
+    "asin": (["asin", X], None),
+    "atanh": (["atanh", X], None),
+    "nan": (["where", ["lt", X, ["int", 9]], X, ["nan"]], None),
+}
+
+
+@pytest.mark.parametrize(("tree", "expected"), RANGES.values(), ids=RANGES.keys())
+def test_certify_knows_the_range_or_refuses(tree, expected):
+    ranges = certify(compile_program([tree], 1, 0), [], [-2.0], [3.0])
+    if expected is None:
+        assert ranges is None
+    else:
+        assert ranges is not None
+        assert ranges[0] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+OPTIONS = {"outer": "down_proj", "d_model": 4, "inputs": 2, "outputs": 1, "affine": 0, "constants": 1, "clamp": True}
+
+
+def test_symbolic_options_compile_the_expressions_and_keep_the_rest():
+    options = symbolic_options(OPTIONS | {"expressions": [["mul", C0, ["sin", Y]]]})
+    program = Program.from_json(options.pop("program"))
+    assert options == OPTIONS
+    assert program == compile_program([["mul", C0, ["sin", Y]]], 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "needs `expressions`"),
+        ({"expressions": "sin(z0)"}, "needs `expressions`, a list"),
+        ({"expressions": []}, "0 expressions for 1 outputs"),
+        ({"expressions": [X], "inputs": 0}, "needs `inputs`, an integer of 1 or more, got 0"),
+        ({"expressions": [X], "constants": "1"}, "needs `constants`"),
+        ({"expressions": [X], "d_model": None}, "needs `d_model`"),
+        ({"expressions": [["var", 2]]}, "expression 0: 'var' 2 is out of range"),
+        ({"expressions": [["exec", X]]}, "expression 0: no operation 'exec'"),
+    ],
+)
+def test_symbolic_options_name_what_is_wrong(change, message):
+    with pytest.raises(ValueError, match=message):
+        symbolic_options(OPTIONS | change)
