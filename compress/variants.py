@@ -1,0 +1,208 @@
+"""What a benchmark compares: the compressed checkpoint, its baseline, and the baseline without the same layers' MLPs.
+
+Every variant is a model folder, so that each can be loaded, exported and measured in a process of its own. The skip variants
+are written once into a work folder, under a name that carries the hash of all they depend on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from compress import data
+from compress.accounting import read_plan
+from compress.architecture import Architecture, architecture
+from compress.checkpoint import Shards, copy_tokenizer, hash_json, locate, read_json
+from compress.hf import apply_plan, attach_plan, from_pretrained
+from compress.methods.base import Artefact, Group
+from compress.methods.skip_mlp import SkipMLP
+from compress.plan import Plan
+from compress.recipe import Evaluation, ModelReference, Recipe
+
+Kind = Literal["baseline", "skip-identity", "skip-zero", "skip-mean", "compressed"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+MEAN_BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One competitor: a model folder, what it is, and the label of the baseline it is compared with."""
+
+    label: str
+    kind: Kind
+    folder: Path
+    baseline: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a checkpoint's recipe.yaml says of its origin."""
+
+    model: Path
+    calibration: data.TextSource
+    evaluation: Evaluation
+
+
+def collect(paths: Sequence[Path], kinds: Sequence[str], work: Path, baseline: Path | None = None) -> list[Variant]:
+    """The variants of every checkpoint, baselines first; one baseline serves all checkpoints made from it.
+
+    A plain model folder is a baseline of its own. Without `baseline` the model that a checkpoint's recipe.yaml names is taken.
+    Raises ValueError for an unknown kind, FileNotFoundError where a folder or a baseline is not there.
+    """
+    wanted = check_kinds(kinds)
+    paths = list(dict.fromkeys(paths))
+    names = _distinct_names(paths)
+    plans = {path: read_plan(path) for path in paths}
+    origins = {path: path if not plans[path].modules else origin(path, baseline) for path in paths}
+    bases = {folder.resolve(): folder for folder in origins.values()}
+    base_labels = dict(zip(bases, _distinct_names(list(bases)).values(), strict=True))
+    if len(bases) == 1 and any(plan.modules for plan in plans.values()):
+        base_labels = dict.fromkeys(bases, "baseline")
+    out = [Variant(base_labels[key], "baseline", folder, base_labels[key]) for key, folder in bases.items()]
+    for path in paths:
+        if not plans[path].modules:
+            continue
+        against = base_labels[origins[path].resolve()]
+        for kind in wanted:
+            if kind == "compressed":
+                folder = path
+            elif kind != "baseline":
+                folder = write_skip(path, origins[path], kind, work)
+            else:
+                continue
+            label = kind if len(paths) == 1 else names[path] if kind == "compressed" else f"{names[path]} {kind}"
+            out.append(Variant(label, kind, folder, against))
+    return out
+
+
+def check_kinds(kinds: Sequence[str]) -> list[Kind]:
+    """The kinds in the order of `KINDS`. Raises ValueError for one that is not there."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"unknown variant {kind!r}; allowed: {', '.join(KINDS)}")
+    return [kind for kind in KINDS if kind in kinds]
+
+
+def origin(checkpoint: Path, baseline: Path | None = None) -> Path:
+    """The folder of the model a checkpoint was made from. Raises FileNotFoundError saying how to give it."""
+    if baseline is not None:
+        return locate(data.resolve_model(str(baseline)))
+    try:
+        return record(checkpoint).model
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{checkpoint}: no baseline ({error}); give the original model as baseline") from None
+
+
+def record(checkpoint: Path) -> Record:
+    """Read recipe.yaml beside a checkpoint's weights. Raises FileNotFoundError where it, or the model it names, is missing."""
+    file = checkpoint / "recipe.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"no {file.name} in {checkpoint}")
+    recipe: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    model = ModelReference.model_validate(recipe["model"])
+    default = Recipe.model_fields["calibration"].get_default(call_default_factory=True)
+    return Record(
+        locate(data.resolve_model(model.name), model.revision),
+        data.TextSource.model_validate(recipe["calibration"]) if "calibration" in recipe else default,
+        Evaluation.model_validate(recipe.get("evaluation") or {}),
+    )
+
+
+def touched_layers(plan: Plan, row: Architecture) -> list[int]:
+    """Indices of the decoder layers in which a plan replaces anything, sorted."""
+    rest = (spec.module.removeprefix(row.layers + ".") for spec in plan.modules if spec.module.startswith(row.layers + "."))
+    return sorted({int(name.partition(".")[0]) for name in rest})
+
+
+def write_skip(checkpoint: Path, base: Path, kind: Kind, work: Path) -> Path:
+    """The baseline with the MLPs of the layers that the checkpoint touches left out; returns its folder.
+
+    Raises ValueError where the checkpoint touches no layer.
+    """
+    row = architecture((read_json(base / "config.json") or {})["model_type"])
+    layers = touched_layers(read_plan(checkpoint), row)
+    if not layers:
+        raise ValueError(f"{checkpoint} replaces nothing inside a decoder layer: there is no MLP to skip; leave {kind} out")
+    tokens = _calibration(checkpoint, base) if kind == "skip-mean" else None
+    depends = [Shards(base).fingerprint(), kind, layers, None if tokens is None else data.token_hash(tokens)]  # pyright: ignore[reportArgumentType]
+    folder = work / "variants" / f"{kind}.{hash_json(depends)[:12]}"
+    if (folder / "config.json").is_file():
+        return folder
+    means = None if tokens is None else mlp_means(from_pretrained(base, dtype=torch.float32).eval(), tokens, layers)
+    model = from_pretrained(base, dtype="auto")
+    skip_layers(model, row, layers, kind, means)
+    unfinished = folder.with_name(folder.name + ".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    copy_tokenizer(base, unfinished)
+    unfinished.replace(folder)
+    return folder
+
+
+def skip_layers(
+    model: Any, row: Architecture, layers: Sequence[int], kind: str, means: Mapping[int, Tensor] | None = None
+) -> None:
+    """Replace the MLPs of some layers in place by x, 0 or their mean output, and record it in the model's config."""
+    specs = []
+    for layer in layers:
+        group = Group(kind, 0, layer, tuple(f"{row.layer(layer)}.{name}" for name in row.mlp))
+        artefact = Artefact({} if means is None else {"mean": means[layer]}, {})
+        method = SkipMLP.model_validate({"output": kind.removeprefix("skip-")})
+        replacement = method.replace(group, artefact, row)
+        apply_plan(model, Plan(modules=replacement.specs))
+        state = {name: tensor.to(model.dtype) for name, tensor in replacement.tensors.items()}
+        for name, tensor in state.items():
+            owner, _, parameter = name.rpartition(".")
+            setattr(model.get_submodule(owner), parameter, nn.Parameter(tensor.to(model.device), requires_grad=False))
+        specs += replacement.specs
+    attach_plan(model, Plan(modules=tuple(specs)))
+
+
+@torch.inference_mode()
+def mlp_means(model: Any, tokens: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+    """Mean output of each layer's MLP over windows (n, length): {layer: (d_model,) float64}."""
+    row = architecture(model.config.model_type)
+    sums: dict[int, Tensor] = {}
+
+    def adder(layer: int) -> Callable[..., None]:
+        def hook(_: nn.Module, __: object, output: Tensor) -> None:
+            total = output.reshape(-1, output.shape[-1]).sum(dim=0, dtype=torch.float64).cpu()
+            sums[layer] = sums.get(layer, torch.zeros_like(total)) + total
+
+        return hook
+
+    handles = [model.get_submodule(f"{row.layer(layer)}.{row.mlp[-1]}").register_forward_hook(adder(layer)) for layer in layers]
+    try:
+        for part in tokens.split(max(1, MEAN_BATCH_TOKENS // tokens.shape[1])):
+            model.get_submodule(row.base_prefix)(input_ids=part.to(model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {layer: total / tokens.numel() for layer, total in sums.items()}
+
+
+def _calibration(checkpoint: Path, base: Path) -> Tensor:
+    try:
+        source = record(checkpoint).calibration
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"skip-mean needs the calibration text: {error}; leave skip-mean out") from None
+    return data.calibration_tokens(source, data.load_tokenizer(str(base)))
+
+
+def _distinct_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """The shortest tail of each path that tells it from the others."""
+    resolved = {path: path.resolve().parts for path in paths}
+    out = {}
+    for path, parts in resolved.items():
+        others = [p for other, p in resolved.items() if other != path]
+        depth = next((n for n in range(1, len(parts)) if all(p[-n:] != parts[-n:] for p in others)), len(parts))
+        out[path] = "/".join(parts[-depth:])
+    return out
