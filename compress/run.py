@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress import checkpoint, data
-from compress.methods.base import Material, Preview, Replacement
+from compress.methods.base import Material, Need, Preview, Replacement
 from compress.plan import Plan
 from compress.recipe import Recipe
-from compress.streaming import Collector, StreamedModel
+from compress.streaming import Boundaries, Hidden, StreamedModel
+from compress.taps import Collector
 from compress.units import Unit, control_steps, units_of
 
 BATCH_TOKENS = 2048  # tokens per forward pass: enough to keep the matrix products busy, little enough to stay small
@@ -122,37 +123,81 @@ def material_of(job: Job, tokens: Tensor | None = None) -> str:
 
 
 def fit_units(job: Job, tokens: Tensor, material: str, progress: Progress) -> None:
-    """Stream the calibration tokens through the layers; at each, collect what its unfinished units need and fit them."""
+    """Stream the calibration tokens through the layers; at each, collect what its unfinished units need and fit them.
+
+    Where a method asks for gradients, the hidden states before each layer are kept in files and a backward sweep follows: the layers
+    come last to first, each run again from its own inputs.
+    """
     todo = [u for u in job.units if checkpoint.read_unit(u.file(job.work, material), u.fingerprint(material)) is None]
     if not todo:
         return
-    model, architecture = job.model, job.model.architecture
-    last = max(unit.group.layer for unit in todo)
-    streamed = any(unit.method.needs(unit.group, architecture) for unit in todo)
-    hidden = model.embed(tokens, max(1, BATCH_TOKENS // tokens.shape[1])) if streamed else None
-    tick = progress("calibrate and fit", (last + 1) * (len(hidden.states) if hidden else 0) + len(todo))
+    model = job.model
+    needs = {id(unit): unit.method.needs(unit.group, model.architecture) for unit in todo}
+    kinds = {need.statistic for wanted in needs.values() for need in wanted.values()}
+    by_layer = {i: [unit for unit in todo if unit.group.layer == i] for i in range(model.n_layers)}
+    hidden = model.embed(tokens, max(1, BATCH_TOKENS // tokens.shape[1])) if kinds else None
+    batches = len(hidden.states) if hidden is not None else 0
+    if hidden is None:
+        tick = progress("fit", len(todo))
+        for index, units in by_layer.items():
+            if units:
+                with model.resident(index) as layer:
+                    _fit_layer(job, units, [{}] * len(units), None, layer, material, tick)
+        return
+    backward = "gradient" in kinds
+    last = model.n_layers - 1 if backward else max(unit.group.layer for unit in todo)
+    boundaries = Boundaries(job.work / "boundaries", hidden) if backward else None
+    tick = progress("calibrate and fit", (last + 1) * batches * (2 if backward else 1) + len(todo))
     for index in range(last + 1):
-        units = [unit for unit in todo if unit.group.layer == index]
-        if hidden is None and not units:
-            continue
+        wanted = [] if backward else [needs[id(unit)] for unit in by_layer[index]]
+        if boundaries is not None:
+            boundaries.save(index)
         with model.resident(index) as layer:
-            prefix = architecture.layer(index) + "."
-            needs = [unit.method.needs(unit.group, architecture) for unit in units]
-            flat = [need for wanted in needs for need in wanted.values()]
-            collector = Collector(flat, layer, prefix, hidden.tokens if hidden else 0, architecture)
-            if hidden is not None:
-                hidden.advance(layer, index, architecture.layer(index), collector, tick)
-            collector.close()
-            weights = model.layer_weights(index)
-            for unit, wanted in zip(units, needs, strict=True):
-                statistics = {key: collector[need] for key, need in wanted.items()}
-                started = time.perf_counter()
-                artefact = unit.method.fit(Material(unit.group, architecture, weights, statistics, layer, job.recipe.seed))
-                seconds = time.perf_counter() - started
-                file = unit.file(job.work, material)
-                checkpoint.write_json(file.with_suffix(".json"), {"seconds": round(seconds, 3)})
-                checkpoint.write_unit(file, artefact, unit.fingerprint(material))
-                tick()
+            collector = _collector(job, wanted, layer, index, hidden)
+            hidden.advance(layer, index, model.architecture.layer(index), collector, tick)
+            if not backward:
+                _fit_layer(job, by_layer[index], wanted, collector, layer, material, tick)
+    if boundaries is None:
+        return
+    gradients = hidden.gradients_at_top(model, tokens)
+    for index in range(last, min(unit.group.layer for unit in todo) - 1, -1):
+        boundaries.load(index)
+        wanted = [needs[id(unit)] for unit in by_layer[index]]
+        with model.resident(index) as layer:
+            collector = _collector(job, wanted, layer, index, hidden)
+            hidden.retreat(layer, index, gradients, collector, tick)
+            _fit_layer(job, by_layer[index], wanted, collector, layer, material, tick)
+    boundaries.delete()
+
+
+def _collector(job: Job, wanted: Sequence[Mapping[str, Need]], layer: nn.Module, index: int, hidden: Hidden) -> Collector:
+    architecture = job.model.architecture
+    flat = [need for needs in wanted for need in needs.values()]
+    return Collector(flat, layer, architecture.layer(index) + ".", hidden.tokens, architecture)
+
+
+def _fit_layer(
+    job: Job,
+    units: Sequence[Unit],
+    wanted: Sequence[Mapping[str, Need]],
+    collector: Collector | None,
+    layer: nn.Module,
+    material: str,
+    tick: Callable[[], None],
+) -> None:
+    """Fit the units of one resident layer and write their files."""
+    if collector is not None:
+        collector.close()
+    weights = job.model.layer_weights(units[0].group.layer) if units else {}
+    for unit, needs in zip(units, wanted, strict=True):
+        statistics = {key: collector[need] for key, need in needs.items()} if collector is not None else {}
+        started = time.perf_counter()
+        artefact = unit.method.fit(Material(unit.group, job.model.architecture, weights, statistics, layer, job.recipe.seed))
+        seconds = time.perf_counter() - started
+        file = unit.file(job.work, material)
+        checkpoint.write_json(file.with_suffix(".json"), {"seconds": round(seconds, 3)})
+        checkpoint.write_unit(file, artefact, unit.fingerprint(material))
+        tick()
 
 
 def replace(job: Job, units: Sequence[Unit], material: str) -> list[Replacement]:

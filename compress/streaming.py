@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compress.architecture import Architecture, architecture
 from compress.checkpoint import Shards
-from compress.methods.base import Need
-from compress.numerics.statistics import Moments, Sample, Statistic
+from compress.taps import Collector
+
+
+class _Inject(nn.Module):
+    """Stands for the layer before a cached depth: returns the cached hidden states, whatever it is given."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        return self.hidden
 
 
 class _Recorder(nn.Module):
@@ -124,21 +136,46 @@ class StreamedModel:
         self._load_named(self._outside_layers())
         recorders = [_Recorder(layer) for layer in self.layers]
         base = self.model.get_submodule(self.architecture.base_prefix)
-        container = nn.ModuleList(recorders)
-        parent, _, child = self.architecture.layers.rpartition(".")
-        owner = self.model.get_submodule(parent)
-        setattr(owner, child, container)
-        try:
-            states: list[Tensor] = []
-            calls: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        states: list[Tensor] = []
+        calls: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        with self._layers_as(recorders):
             for part in tokens.split(batch):
                 base(input_ids=part, use_cache=False)
                 states.append(recorders[0].hidden.clone())
                 if tuple(part.shape) not in calls:
                     calls[tuple(part.shape)] = [r.call or ((), {}) for r in recorders]
+        return Hidden(states, calls)
+
+    @contextmanager
+    def _layers_as(self, layers: Sequence[nn.Module]) -> Iterator[None]:
+        """Other modules in the decoder layers' place."""
+        parent, _, child = self.architecture.layers.rpartition(".")
+        owner = self.model.get_submodule(parent)
+        setattr(owner, child, nn.ModuleList(layers))
+        try:
+            yield
         finally:
             setattr(owner, child, self._container)
-        return Hidden(states, calls)
+
+    def load_head(self) -> None:
+        """Make the output head resident: its own weights, or the embeddings' where they are tied."""
+        head = self.model.get_submodule(self.architecture.head)
+        if self.stored_name(f"{self.architecture.head}.weight") in self.shards:
+            self._load_named([self.architecture.head])
+        else:
+            head.weight = self.model.get_input_embeddings().weight
+
+    def logits_from(self, hidden: Tensor, tokens: Tensor, layers: Sequence[nn.Module] = ()) -> Tensor:
+        """Logits (batch, length, vocabulary) of hidden states that enter the last `len(layers)` layers, through the stock model.
+
+        `load_head` must have been called; gradients flow back to `hidden`.
+        """
+        depth = self.n_layers - len(layers)
+        before = [_Inject(hidden)] * depth  # layers that pick their mask by index keep their index
+        if depth == 0:
+            raise ValueError("hidden states entering layer 0 are the embeddings: run the model itself")
+        with self._layers_as([*before, *layers]):
+            return self.model(input_ids=tokens, use_cache=False).logits
 
     def _outside_layers(self) -> tuple[str, ...]:
         """Modules with parameters outside the layers and the head, as the dry pass needs them."""
@@ -181,66 +218,54 @@ class Hidden:
             if tick is not None:
                 tick()
 
+    def gradients_at_top(self, model: StreamedModel, tokens: Tensor) -> list[Tensor]:
+        """∂ Σ nll / ∂ hidden states after the last layer, in the batches of `states`."""
+        model.load_head()
+        out = []
+        parts = tokens.split([s.shape[0] for s in self.states])
+        for position, (state, part) in enumerate(zip(self.states, parts, strict=True)):
+            leaf = state.detach().requires_grad_()
+            logits = model.logits_from(leaf, part)
+            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum")
+            if not bool(torch.isfinite(loss)):
+                raise ValueError(f"the loss of calibration batch {position} is not finite; use dtype float32 or other text")
+            (gradient,) = torch.autograd.grad(loss, leaf)
+            out.append(gradient)
+        return out
 
-class Collector:
-    """Hooks on one resident layer that feed the statistics some needs ask for; equal needs share one accumulator."""
+    def retreat(
+        self, layer: nn.Module, index: int, gradients: list[Tensor], statistics: Collector, tick: Callable[[], None] | None = None
+    ) -> None:
+        """With the states entering the resident layer and the gradients leaving it, feed both kinds of statistics.
 
-    def __init__(self, needs: Iterable[Need], layer: nn.Module, prefix: str, total_rows: int, architecture: Architecture) -> None:
-        self.start = 0
-        self.values: dict[Need, Statistic] = {}
-        self._inputs: dict[str, Tensor] = {}
-        self._handles = []
-        self._architecture = architecture
-        self._prefix = prefix
-        canonical = sorted({self.canonical(n) for n in needs}, key=repr)
-        modules = dict(layer.named_modules())
-        for need in canonical:
-            read = modules[need.input_of.removeprefix(prefix)]
-            if need.output_of is None:
-                self._handles.append(read.register_forward_pre_hook(self._on_input(need, total_rows)))
-            else:
-                written = modules[need.output_of.removeprefix(prefix)]
-                self._handles.append(read.register_forward_pre_hook(self._remember(need.input_of)))
-                self._handles.append(written.register_forward_hook(self._on_output(need, total_rows)))
+        `gradients` is replaced in place by those entering the layer.
+        """
+        start = 0
+        for position, state in enumerate(self.states):
+            args, kwargs = self.calls[tuple(state.shape[:2])][index]
+            statistics.start = start
+            leaf = state.detach().requires_grad_()
+            out = layer(leaf, *args, **kwargs)
+            out = out[0] if isinstance(out, tuple) else out
+            (gradients[position],) = torch.autograd.grad(out, leaf, gradients[position])
+            start += state.shape[0] * state.shape[1]
+            if tick is not None:
+                tick()
 
-    def canonical(self, need: Need) -> Need:
-        """The same need under the first role that reads the same activation, so that q, k and v share one accumulator."""
-        located = self._architecture.locate(need.input_of)
-        if located is None or need.output_of is not None:
-            return need
-        layer, role = located
-        first = self._architecture.module(layer, self._architecture.input_roles(role)[0])
-        return Need(first, None, need.statistic, need.rows, need.seed)
 
-    def __getitem__(self, need: Need) -> Statistic:
-        return self.values[self.canonical(need)]
+class Boundaries:
+    """The hidden states before each layer, in files, so that a backward sweep needs neither all of them in memory nor a rerun."""
 
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._inputs.clear()
+    def __init__(self, folder: Path, hidden: Hidden) -> None:
+        self.folder, self.hidden = folder, hidden
+        folder.mkdir(parents=True, exist_ok=True)
 
-    def _update(self, need: Need, rows: Tensor, total_rows: int) -> None:
-        if need not in self.values:
-            size = rows.shape[-1]
-            self.values[need] = Moments(size) if need.statistic == "moments" else Sample(need.rows, total_rows, need.seed)
-        self.values[need].update(rows, self.start)
+    def save(self, index: int) -> None:
+        save_file({f"{i:06d}": state for i, state in enumerate(self.hidden.states)}, self.folder / f"{index}.safetensors")
 
-    def _on_input(self, need: Need, total_rows: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self._update(need, args[0].reshape(-1, args[0].shape[-1]), total_rows)
+    def load(self, index: int) -> None:
+        states = load_file(self.folder / f"{index}.safetensors")
+        self.hidden.states = [states[name] for name in sorted(states)]
 
-        return hook
-
-    def _remember(self, name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self._inputs[name] = args[0].reshape(-1, args[0].shape[-1])
-
-        return hook
-
-    def _on_output(self, need: Need, total_rows: int) -> Callable[..., None]:
-        def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-            rows = torch.cat([self._inputs[need.input_of], output.reshape(-1, output.shape[-1])], dim=1)
-            self._update(need, rows, total_rows)
-
-        return hook
+    def delete(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

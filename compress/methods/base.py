@@ -21,11 +21,14 @@ from compress.plan import ModuleSpec
 
 @dataclass(frozen=True)
 class Need:
-    """One statistic a method asks for: of the rows entering `input_of`, joined with the rows leaving `output_of` where given."""
+    """One statistic a method asks for: of the rows entering `input_of`, joined with the rows leaving `output_of` where given.
+
+    "gradient" are the moments of the loss gradient at the output of `input_of`: they cost a backward pass.
+    """
 
     input_of: str  # full module name
     output_of: str | None = None
-    statistic: Literal["moments", "sample"] = "moments"
+    statistic: Literal["moments", "sample", "gradient"] = "moments"
     rows: int = 0  # sample size, for "sample"
     seed: int = 0
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from compress.methods.base import Material
 from compress.methods.low_rank import LowRankMethod
-from compress.numerics.linalg import Decomposition, factorize
 from compress.numerics.statistics import Moments
 
 
@@ -17,8 +16,8 @@ class FeatureSpace(LowRankMethod):
 
     reference = "SFSD-LLM (ACL 2024), feature-space decomposition"
 
-    def decompose(self, material: Material, weight: Tensor) -> Decomposition:
-        return factorize(weight, cast(Moments, material.statistics["input"]).covariance)
+    def input_metric(self, material: Material) -> Tensor:
+        return cast(Moments, material.statistics["input"]).covariance
 
     def mean_input(self, material: Material) -> Tensor:
         return cast(Moments, material.statistics["input"]).mean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from compress.architecture import Architecture
 from compress.methods.base import Artefact, Group, Material, Method, Need, Preview, Replacement
-from compress.numerics.linalg import Decomposition, pivoted
+from compress.numerics.linalg import Decomposition, factorize, pivoted
 from compress.numerics.rank import Form, RankRule, break_even, parameters
+from compress.numerics.statistics import Moments
 from compress.plan import ModuleSpec
+
+GRADIENT_DAMPING = 1e-2  # of the mean gradient power: directions the calibration loss never felt keep some weight
 
 
 class LowRankMethod(Method):
@@ -22,19 +26,35 @@ class LowRankMethod(Method):
     replaces = "linear"
     decided_late = frozenset({"rank"})
 
-    rank: RankRule = Field(description="rank rule: an integer, {keep: f}, {explained_variance: f} or {table: file.json}")
+    rank: RankRule = Field(description="rank rule: an integer, {keep: f}, {budget: f}, {explained_variance: f} or {table: file.json}")
     form: Form = Field("plain", description="plain: r·(d_out+d_in) numbers; pivoted: r·(d_out+d_in−r), exact, no break-even rank")
+    importance: Literal["none", "fisher"] = Field(
+        "none", description="fisher: weight output errors by the second moment of the loss gradient (one backward pass)"
+    )
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
-        return {"input": Need(input_of=group.modules[0])}
+        needs = {"input": Need(group.modules[0])}
+        return needs | ({"gradient": Need(group.modules[0], statistic="gradient")} if self.importance == "fisher" else {})
 
-    def decompose(self, material: Material, weight: Tensor) -> Decomposition:
-        """The method itself: W (d_out, d_in) float64 → nested factors."""
+    def target(self, weight: Tensor) -> Tensor:
+        """What is decomposed, of W (d_out, d_in)."""
+        return weight
+
+    def input_metric(self, material: Material) -> Tensor | None:
+        """C of `factorize`, (d_in, d_in), or None for the identity."""
         raise NotImplementedError
 
     def mean_input(self, material: Material) -> Tensor | None:
         """The input mean (d_in,) whose image the bias restores exactly; None for the uncentred methods."""
         return None
+
+    def output_metric(self, material: Material) -> Tensor | None:
+        """G of `factorize`, (d_out, d_out), damped; None for the identity."""
+        if self.importance == "none":
+            return None
+        moment = cast(Moments, material.statistics["gradient"]).second_moment
+        floor = GRADIENT_DAMPING * float(moment.diagonal().mean())
+        return moment + floor * torch.eye(moment.shape[0], dtype=moment.dtype)
 
     def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
         module = group.modules[0]
@@ -47,7 +67,7 @@ class LowRankMethod(Method):
     def fit(self, material: Material) -> Artefact:
         module = material.group.modules[0]
         weight, bias = material.linear(module)
-        result = self.decompose(material, weight)
+        result = factorize(self.target(weight), self.input_metric(material), self.output_metric(material))
         d_out, d_in = weight.shape
         most = result.max_rank if self.form == "pivoted" else min(result.max_rank, math.floor(break_even(d_out, d_in)))
         left, right = result.truncate(most)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sympy
@@ -194,9 +194,10 @@ def _check_leaf(node: list[Any], limit: int | None) -> None:
         raise ValueError(f"'rational' needs a positive denominator, got {numbers[1]}")
 
 
-def complexity(tree: Tree) -> int:
-    """Nodes of the tree with sums and products counted as binary: 2·z0 + z1 + 1 is 7."""
-    return fold(tree, tree_children, lambda node, below: sum(below) + max(1, len(below) - 1))
+def complexity(tree: Tree, weights: Mapping[str, int] | None = None) -> int:
+    """Nodes of the tree with sums and products counted as binary, 2·z0 + z1 + 1 is 7; `weights` of operations, where not 1."""
+    weights = weights or {}
+    return fold(tree, tree_children, lambda node, below: sum(below) + weights.get(node[0], 1) * max(1, len(below) - 1))
 
 
 def join(parts: Sequence[tuple[Tree, Sequence[float]]]) -> tuple[list[Tree], list[float]]:

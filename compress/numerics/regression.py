@@ -1,0 +1,159 @@
+"""Symbolic regression behind one function: rows z, targets y → a front of expressions from simple to accurate.
+
+Engines propose; everything that is promised is done here, for all of them alike: inputs and targets are standardised, every
+proposal is evaluated in float64, simplified, certified finite over the range of the inputs, and scored on rows it never saw.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from importlib import import_module
+from typing import Any, Literal, Self
+
+import numpy as np
+from joblib import Parallel, delayed
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from compress.numerics.engines import Proposal
+from compress.numerics.front import Front
+from compress.numerics.scoring import Judge, Rows, Scaling
+
+HELD_OUT = 0.2  # the share of rows held out where the caller gives none
+
+
+class EngineOptions(BaseModel):
+    """What searches, how long, and for which expressions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["operon", "sparse", "pysr"] = Field(
+        "operon", description="operon: genetic programming; sparse: greedy regression on a library, a second; pysr: needs Julia"
+    )
+    evaluations: PositiveInt | None = Field(
+        200_000, description="budget per output; the same budget and seed give the same expressions"
+    )
+    seconds: PositiveFloat | None = Field(None, description="time limit per output; not reproducible")
+    iterations: PositiveInt | None = Field(None, description="pysr: niterations, instead of evaluations")
+    operators: tuple[str, ...] = Field(
+        ("add", "sub", "mul", "square"),
+        description="functions the search may use; div, exp and log are what grows off the calibrated range",
+        min_length=1,
+    )
+    complexities: dict[str, PositiveInt] = Field({}, description="complexity of an operator, where it is not 1")
+    max_length: int = Field(50, ge=3, description="most nodes of a searched tree")
+    population: int = Field(1000, ge=10, description="operon: individuals")
+    optimizer_iterations: int = Field(
+        4, ge=0, description="operon: Levenberg–Marquardt steps for a new tree's constants; 0 tunes none"
+    )
+    terms: int = Field(32, ge=0, description="most terms of the sparse path, which operon also tries first; 0: not")
+    certify: bool = Field(True, description="keep only expressions proved finite over the calibrated range")
+    threads: PositiveInt = Field(1, description="outputs searched at the same time; changes no result")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        known = sorted(import_module(f"compress.numerics.engines.{self.name}").OPERATORS)
+        for name in (*self.operators, *self.complexities):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"{self.name} has no operator {name!r}{hint} It has {', '.join(known)}")
+        if self.name != "sparse" and self.evaluations is None and self.seconds is None and self.iterations is None:
+            raise ValueError("give the search a budget: `evaluations` (reproducible) or `seconds`")
+        if self.name == "sparse" and self.terms == 0:
+            raise ValueError("the sparse engine needs `terms` of 1 or more")
+        return self
+
+
+def regress(z: Any, y: Any, engine: EngineOptions, seed: int = 0, held_out: tuple[Any, Any] | None = None) -> Front:
+    """Front of expressions y ≈ f(z) for z (n, I), y (n,); `held_out` as another such pair, else the last fifth of the rows.
+
+    Raises ValueError for values that are not finite, constant inputs, and fewer rows than inputs.
+
+    >>> z = np.random.default_rng(0).normal(size=(200, 2))
+    >>> front = regress(z, 3 * z[:, 0] * z[:, 1], EngineOptions(name="sparse"))
+    >>> [(c.complexity, c.source, round(c.held_out_loss, 6)) for c in front.candidates[-1:]]
+    [(5, 'sparse', 0.0)]
+    """
+    pair = None if held_out is None else (held_out[0], np.asarray(held_out[1])[:, None])
+    return regress_each(z, np.asarray(y)[:, None], engine, seed, pair)[0]
+
+
+def regress_each(z: Any, y: Any, engine: EngineOptions, seed: int = 0, held_out: tuple[Any, Any] | None = None) -> list[Front]:
+    """One front per column of y (n, O), over the same inputs; each output's search has a seed of its own."""
+    rows = _check(z, y, held_out)
+    mean, scale = _standard(rows.z)
+    standard = (rows.z - mean) / scale
+    engine, notes = available(engine)
+    names = ["sparse", "operon"] if engine.name == "operon" and engine.terms else [engine.name]
+    searches = [import_module(f"compress.numerics.engines.{name}").prepare(standard, engine) for name in names]
+    seeds = np.random.SeedSequence(seed).generate_state(rows.y.shape[1])
+    y_mean, y_scale = _standard(rows.y)
+    targets = (rows.y - y_mean) / y_scale
+
+    def search(k: int) -> list[tuple[list[Proposal], list[str]]]:
+        return [run(targets[:, k], int(seeds[k])) for run in searches] if np.ptp(rows.y[:, k]) else []
+
+    found = Parallel(n_jobs=engine.threads, prefer="threads")(delayed(search)(k) for k in range(rows.y.shape[1]))
+    fronts = []
+    for k, results in enumerate(found):
+        proposals: list[Proposal] = [(["param", 0], [float(targets[:, k].mean())], "mean")]
+        if results:
+            proposals.append(_affine(standard, targets[:, k]))
+        proposals += [p for part, _ in results for p in part]
+        judge = Judge(rows, k, Scaling(mean, scale, float(y_mean[k]), float(y_scale[k])), engine.certify, engine.complexities)
+        extra = [note for _, part in results for note in part] if results else [f"output {k} is constant"]
+        fronts.append(judge.front(proposals, [*notes, *extra]))
+    return fronts
+
+
+def _check(z: Any, y: Any, held_out: tuple[Any, Any] | None) -> Rows:
+    z, y = np.asarray(z, np.float64), np.asarray(y, np.float64)
+    if z.ndim != 2 or y.ndim != 2 or len(z) != len(y):
+        raise ValueError(f"expected z (n, inputs) and y (n, outputs) with the same n, got {z.shape} and {y.shape}")
+    if held_out is None:
+        cut = len(z) - int(len(z) * HELD_OUT)
+        z, z_held, y, y_held = z[:cut], z[cut:], y[:cut], y[cut:]
+    else:
+        z_held, y_held = np.asarray(held_out[0], np.float64), np.asarray(held_out[1], np.float64)
+    for name, part in (("input", z), ("output", y), ("held-out input", z_held), ("held-out output", y_held)):
+        if bad := np.flatnonzero(~np.isfinite(part).all(axis=0)).tolist():
+            raise ValueError(
+                f"{name} {bad[0]} has NaN or infinite values (of {part.shape[1]} columns: {bad[:8]}); drop those rows"
+            )
+    if len(z) < z.shape[1] + 2:
+        raise ValueError(f"{len(z)} training rows for {z.shape[1]} inputs; give at least {z.shape[1] + 2}, or fewer inputs")
+    if constant := np.flatnonzero(np.ptp(z, axis=0) == 0).tolist():
+        raise ValueError(
+            f"input {constant[0]} is constant (of {z.shape[1]}: {constant[:8]}); an expression cannot use it, drop it"
+        )
+    return Rows(z, y, z_held, y_held)
+
+
+def _standard(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(shift, scale) per column that an engine in single precision needs: none where the numbers are of ordinary size already.
+
+    What is shifted or scaled comes back as constants in the expressions, so columns within a factor of ten stay as they are.
+    """
+    mean, scale = values.mean(axis=0), values.std(axis=0)
+    return np.where(np.abs(mean) > 2 * scale, mean, 0.0), np.where((scale > 10) | ((scale < 0.1) & (scale > 0)), scale, 1.0)
+
+
+def available(engine: EngineOptions) -> tuple[EngineOptions, list[str]]:
+    """(engine, notes): sparse regression where pyoperon has no build for this machine. Raises ValueError for a missing PySR."""
+    check = getattr(import_module(f"compress.numerics.engines.{engine.name}"), "missing", lambda: None)
+    reason = check()
+    if reason is None:
+        return engine, []
+    if engine.name != "operon":
+        raise ValueError(reason)
+    note = f"{reason}; sparse regression was used instead"
+    warnings.warn(note, stacklevel=3)
+    return engine.model_copy(update={"name": "sparse", "terms": engine.terms or 32}), [note]
+
+
+def _affine(z: np.ndarray, y: np.ndarray) -> Proposal:
+    """Least squares through the same inputs: the control of every search."""
+    weights = np.linalg.lstsq(np.column_stack([np.ones(len(z)), z]), y, rcond=None)[0]
+    terms = [["mul", ["param", i + 1], ["var", i]] for i in range(z.shape[1])]
+    return ["add", ["param", 0], *terms], [float(w) for w in weights], "affine"
