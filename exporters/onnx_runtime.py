@@ -103,8 +103,8 @@ class OnnxModel:
         cache = self.empty_cache(batch) if past is None else past
         cached = {i.name: value for i, value in zip(self._cache_inputs, cache, strict=True)}
         if self.provider == CPU:  # plain arrays: 10 % faster per step here than any kind of binding
-            logits, *present = self.session.run(["logits", *self._cache_outputs], feeds | cached)
-            return logits, present
+            arrays: list[Any] = list(self.session.run(["logits", *self._cache_outputs], feeds | cached))
+            return arrays[0], arrays[1:]
         return self._bound(feeds, cached)
 
     def generate_greedy(self, input_ids: ArrayLike, n: int, attention_mask: ArrayLike | None = None) -> NDArray[np.int64]:
