@@ -24,17 +24,20 @@ _LEAVES = st.one_of(
 
 
 def _parents(child: Any) -> Any:
-    condition = st.tuples(st.sampled_from(["lt", "ge"]), child, child).map(lambda t: apply(*t))
     return st.one_of(
         st.tuples(st.sampled_from(_SAFE_UNARY), child).map(lambda t: apply(*t)),
         st.tuples(st.sampled_from(_SAFE_BINARY), child, child).map(lambda t: apply(*t)),
-        st.tuples(condition, child, child).map(lambda t: apply("where", *t)),
     )
 
 
-def trees(leaves: int = 16) -> Any:
+def _parents_with_conditions(child: Any) -> Any:
+    condition = st.tuples(st.sampled_from(["lt", "ge"]), child, child).map(lambda t: apply(*t))
+    return st.one_of(_parents(child), st.tuples(condition, child, child).map(lambda t: apply("where", *t)))
+
+
+def trees(leaves: int = 16, conditions: bool = True) -> Any:
     """Strategy: trees over 3 inputs and 3 constants."""
-    return st.recursive(_LEAVES, _parents, max_leaves=leaves)
+    return st.recursive(_LEAVES, _parents_with_conditions if conditions else _parents, max_leaves=leaves)
 
 
 constants = st.lists(

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 
 class ExpressionProgram(nn.Module):
-    """Interprets a straight-line program (`compress.numerics.program.Program.to_json`): y_o = expression_o(z; constants).
+    """y_o = expression_o(z; constants) for a program given as JSON (`compress.numerics.program.Program.to_json`).
 
-    Each instruction names a torch function and the registers it reads; registers are the columns of z, the constants, the
-    literals and one result per instruction.
+    "steps" is the program batched (`compress.numerics.schedule`): z and all later results are columns of one growing matrix; a
+    step gathers columns and calls one torch function on them, or sums them by a matrix product. Programs with conditions have
+    no steps; theirs are the "instructions", each a torch function and the registers it reads.
     """
 
     def __init__(self, program: dict[str, Any]) -> None:
@@ -22,17 +23,70 @@ class ExpressionProgram(nn.Module):
         self.literals = [float("nan") if value is None else float(value) for value in program["literals"]]
         self.instructions = [(name, tuple(args)) for name, args in program["instructions"]]
         self.outputs = tuple(program["outputs"])
+        self.steps = program["steps"]
+        self._indices: dict[str, Any] = {}  # device → the steps' indices as tensors; made in forward, never stored
         # float32 by name: a checkpoint loaded in bfloat16 keeps it
         self.constants = nn.Parameter(torch.zeros(program["constants"], dtype=torch.float32))
 
     def forward(self, z: Tensor) -> Tensor:
         """z (..., inputs) float32 → (..., outputs)"""
-        columns = z.split(1, dim=-1)  # (..., 1) each
-        registers = [*columns, *self.constants.unbind(), *(z.new_full((), value) for value in self.literals)]
+        if self.steps is None:
+            return self.straight(z)
+        numbers, levels, final = self.indices(z.device)
+        fixed = torch.cat([self.constants, numbers])  # what no input changes
+        for name, args in self.steps["scalars"]:
+            fixed = torch.cat([fixed, getattr(torch, name)(*[fixed[a] for a in args]).reshape(1)])
+        columns = z
+        for level in levels:
+            new = torch.cat([self.step(name, args, columns, fixed) for name, args in level], dim=-1)
+            largest = torch.finfo(new.dtype).max  # an infinity times zero would be NaN in the next product
+            columns = torch.cat([columns, new.clamp(-largest, largest)], dim=-1)
+        return self.linear(columns, fixed, *final)
+
+    def step(self, name: str, args: list[Any], columns: Tensor, fixed: Tensor) -> Tensor:
+        """One operation on columns (..., n) → (..., members)"""
+        if name == "linear":
+            return self.linear(columns, fixed, *args)
+        read = [columns.index_select(-1, i) if kind == "column" else fixed.index_select(0, i) for kind, i in args]
+        return getattr(torch, name)(*read)
+
+    def linear(self, columns: Tensor, fixed: Tensor, rows: int, weight: list[Tensor], bias: list[Tensor]) -> Tensor:
+        """columns (..., n) → (..., rows): row r is Σ sign · fixed[f] · column[c] over its terms, plus its fixed terms"""
+        row, column, sign, which = weight
+        matrix = fixed.new_zeros(rows, columns.shape[-1]).index_put((row, column), sign * fixed[which], accumulate=True)
+        row, sign, which = bias
+        return F.linear(columns, matrix, fixed.new_zeros(rows).index_put((row,), sign * fixed[which], accumulate=True))
+
+    def straight(self, z: Tensor) -> Tensor:
+        """The same, one instruction at a time: registers are the inputs, the constants, the literals, then every result."""
+        first = z.split(1, dim=-1)  # (..., 1) each
+        registers = [*first, *self.constants.unbind(), *(z.new_full((), value) for value in self.literals)]
         for name, args in self.instructions:
             registers.append(getattr(torch, name)(*[registers[a] for a in args]))
         # an expression without a variable is a scalar until here
-        return torch.cat([registers[o].expand_as(columns[0]) for o in self.outputs], dim=-1)
+        return torch.cat([registers[o].expand_as(first[0]) for o in self.outputs], dim=-1)
+
+    def indices(self, device: torch.device) -> Any:
+        """(1 and the literals, levels, final) with every list of indices as a tensor on `device`."""
+        if str(device) in self._indices and not torch.compiler.is_compiling():
+            return self._indices[str(device)]
+
+        def tensor(values: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        def terms(linear: dict[str, Any]) -> list[Any]:
+            (*at, sign, which), (row, bias_sign, bias_which) = linear["weight"], linear["bias"]
+            weight = [*map(tensor, at), tensor(sign, torch.float32), tensor(which)]
+            return [linear["rows"], weight, [tensor(row), tensor(bias_sign, torch.float32), tensor(bias_which)]]
+
+        levels = [
+            [(s["op"], terms(s) if s["op"] == "linear" else [(kind, tensor(i)) for kind, i in s["args"]]) for s in level]
+            for level in self.steps["levels"]
+        ]
+        made = tensor([1.0, *self.literals], torch.float32), levels, terms(self.steps["final"])
+        if not torch.compiler.is_compiling():
+            self._indices[str(device)] = made
+        return made
 
 
 class SymbolicMLP(nn.Module):
@@ -60,7 +114,7 @@ class SymbolicMLP(nn.Module):
         super().__init__()
         if (program["inputs"], program["constants"], len(program["outputs"])) != (inputs, constants, outputs):
             raise ValueError(f"the program is not one of {inputs} inputs, {constants} constants and {outputs} outputs")
-        self.outer, self.inputs, self.affine, self.clamp = outer, inputs, affine, clamp
+        self.outer_name, self.inputs, self.affine, self.clamp = outer, inputs, affine, clamp
         self.basis = nn.Parameter(torch.empty(inputs + affine, d_model))
         self.offset = nn.Parameter(torch.zeros(inputs, dtype=torch.float32))
         self.register_buffer("low", torch.full((inputs,), float("-inf"), dtype=torch.float32))
@@ -85,7 +139,7 @@ class SymbolicMLP(nn.Module):
         y = self.program(z).to(x.dtype)  # (..., outputs)
         if self.affine:
             y = torch.cat([y, h[..., self.inputs :]], dim=-1)
-        return self.get_submodule(self.outer)(y)
+        return self.get_submodule(self.outer_name)(y)
 
     @torch.no_grad()
     def clamped_fraction(self, x: Tensor) -> Tensor:

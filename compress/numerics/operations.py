@@ -5,8 +5,8 @@ interpreter, the source generator and the graph exporter cannot drift apart. A c
 engines and people may use its name, trees and programs never hold it.
 
 Domains follow IEEE 754 in every backend: outside its domain a function is NaN (infinite at a pole) in torch, ONNX Runtime and
-numpy alike, where sympy would answer with a complex number. Nothing is clamped at run time: candidates are kept only where
-interval arithmetic rules such values out (`program.certify`).
+numpy alike, where sympy would answer with a complex number; the batched form holds infinite intermediate values at ±3.4e38.
+No other guard costs time: candidates are kept only where interval arithmetic rules such values out (`program.certify`).
 """
 
 from __future__ import annotations

@@ -8,20 +8,28 @@ power costs ten times as much in ONNX Runtime and torch.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
+from compress.numerics.emission import onnx_nodes, torch_source
 from compress.numerics.expression import check_tree, fold, tree_children
 from compress.numerics.interval import Interval, square, widen
 from compress.numerics.lowering import Lowering
 from compress.numerics.operations import PRIMITIVES, Tree
+from compress.numerics.schedule import schedule
 
-if TYPE_CHECKING:
-    import onnx
+__all__ = [
+    "Program",
+    "certify",
+    "compile_program",
+    "evaluate_numpy",
+    "onnx_nodes",
+    "symbolic_options",
+    "torch_source",
+]
 
 Instruction = tuple[str, tuple[int, ...]]
 
@@ -57,13 +65,14 @@ class Program:
         return frozenset(found)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; a NaN literal, which JSON cannot hold, is null."""
+        """JSON values, with the batched form as "steps"; a NaN literal, which JSON cannot hold, is null."""
         return {
             "inputs": self.n_inputs,
             "constants": self.n_constants,
             "literals": [None if math.isnan(v) else v for v in self.literals],
             "instructions": [[name, list(args)] for name, args in self.instructions],
             "outputs": list(self.outputs),
+            "steps": schedule(self),
         }
 
     @classmethod
@@ -158,80 +167,3 @@ def certify(program: Program, constants: Sequence[float], low: Sequence[float], 
                 return None
             registers.append(result)
     return [registers[o] for o in program.outputs]
-
-
-_INFIX = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2)}
-_ATOM = 4  # binds tighter than any operator; unary minus is 3
-_LINE = 72  # a longer part gets a name of its own
-
-
-def torch_source(program: Program, z: str = "z", constants: str = "constants", result: str = "y") -> list[str]:
-    """Lines of torch code from the tensor named `z` (…, n_inputs) and `constants` (n_constants,) to `result` (…, outputs).
-
-    >>> print(*torch_source(compile_program([["exp", ["mul", ["param", 0], ["var", 1]]]], 2, 1)), sep="\\n")
-    z0, z1 = z.split(1, dim=-1)
-    y = torch.exp(constants[0] * z1)
-    """
-    columns = [f"{z}{i}" for i in range(program.n_inputs)]
-    literals = ["float('nan')" if math.isnan(v) else f"{v:.0f}" if v.is_integer() else repr(v) for v in program.literals]
-    first_literal = program.n_inputs + program.n_constants
-    fixed = range(program.n_inputs, program.first_instruction)
-    texts = [(text, _ATOM) for text in [*columns, *(f"{constants}[{k}]" for k in range(program.n_constants)), *literals]]
-    uses = Counter(a for _, args in program.instructions for a in args) + Counter(program.outputs)
-    lines = [f"{', '.join(columns)}{',' * (len(columns) == 1)} = {z}.split(1, dim=-1)"]
-
-    def tensor(register: int) -> str:
-        is_literal = first_literal <= register < program.first_instruction
-        return f"torch.full_like({columns[0]}, {texts[register][0]})" if is_literal else texts[register][0]
-
-    def operand(register: int, least: int) -> str:
-        text, binds = texts[register]
-        return text if binds >= least else f"({text})"
-
-    for name, args in program.instructions:
-        if name in _INFIX:
-            symbol, binds = _INFIX[name]
-            left, right = args
-            if name == "mul" and right in fixed and left not in fixed:
-                left, right = right, left  # 2 * x, as people write it
-            text = f"{operand(left, binds)} {symbol} {operand(right, binds + 1)}"
-        elif name == "neg":
-            text, binds = f"-{operand(args[0], 3)}", 3
-        else:
-            text, binds = f"torch.{name}({', '.join(tensor(a) for a in args)})", _ATOM
-        if uses[len(texts)] > 1 or len(text) > _LINE:
-            lines.append(f"t{len(lines) - 1} = {text}")
-            text, binds = f"t{len(lines) - 2}", _ATOM
-        texts.append((text, binds))
-    varying = program.varying
-    parts = [texts[o][0] if o in varying else f"torch.zeros_like({columns[0]}) + {operand(o, 2)}" for o in program.outputs]
-    return [*lines, f"{result} = {parts[0]}" if len(parts) == 1 else f"{result} = torch.cat([{', '.join(parts)}], dim=-1)"]
-
-
-def onnx_nodes(program: Program, z: str, constants: str, output: str, prefix: str = "") -> list[onnx.NodeProto]:
-    """Nodes (opset ≥ 18) from tensor `z` (…, n_inputs) and `constants` (n_constants,), both float32, to `output` (…, outputs).
-
-    Works on (…, 1) columns. Every other name starts with `prefix`; literals are Constant nodes, so that the list can stand in a
-    graph as well as in a FunctionProto.
-    """
-    import onnx  # slow, and every load of a checkpoint imports this module
-
-    make = onnx.helper.make_node
-    names = [f"{prefix}{kind}{i}" for kind, n in (("z", program.n_inputs), ("c", program.n_constants)) for i in range(n)]
-    nodes = [make("Split", [z], names[: program.n_inputs], axis=-1, num_outputs=program.n_inputs)]
-    if program.n_constants:
-        nodes.append(make("Split", [constants], names[program.n_inputs :], axis=0, num_outputs=program.n_constants))
-    for i, value in enumerate(program.literals):
-        names.append(f"{prefix}l{i}")
-        nodes.append(make("Constant", [], [names[-1]], value=onnx.numpy_helper.from_array(np.full(1, value, np.float32))))
-    for i, (name, args) in enumerate(program.instructions):
-        nodes.append(make(PRIMITIVES[name].onnx, [names[a] for a in args], [f"{prefix}r{i}"]))
-        names.append(f"{prefix}r{i}")
-    parts, varying = [], program.varying
-    for i, register in enumerate(program.outputs):
-        parts.append(names[register])
-        if register not in varying:
-            nodes.append(make("Shape", [names[0]], [f"{prefix}s{i}"]))
-            nodes.append(make("Expand", [names[register], f"{prefix}s{i}"], [f"{prefix}y{i}"]))
-            parts[-1] = f"{prefix}y{i}"
-    return [*nodes, make("Concat", parts, [output], axis=-1)]

@@ -129,13 +129,13 @@ def test_it_exports_with_a_dynamic_length():
 def test_one_input_one_output_no_constants():
     module = SymbolicMLP(
         **symbolic_options(
-            {"outer": "fc2", "d_model": 2, "inputs": 1, "outputs": 1, "affine": 0, "constants": 0, "clamp": False}
+            {"outer": "outer", "d_model": 2, "inputs": 1, "outputs": 1, "affine": 0, "constants": 0, "clamp": False}
             | {"expressions": [["pow", ["var", 0], ["int", 2]]]}
         )
     )
     torch.nn.init.ones_(module.basis)
-    torch.nn.init.ones_(module.fc2.weight)
-    torch.nn.init.zeros_(module.fc2.bias)
+    torch.nn.init.ones_(module.outer.weight)
+    torch.nn.init.zeros_(module.outer.bias)
     assert module(torch.tensor([[1.0, 2.0]])).tolist() == [[9.0, 9.0]]
 
 

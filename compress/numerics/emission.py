@@ -1,0 +1,173 @@
+"""A program as text and as a graph: readable torch code, one line per shared part, and ONNX nodes in the batched form."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compress.numerics.operations import PRIMITIVES
+from compress.numerics.schedule import schedule
+
+if TYPE_CHECKING:
+    import onnx
+
+    from compress.numerics.program import Program
+
+_INFIX = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2)}
+_ATOM = 4  # binds tighter than any operator; unary minus is 3
+_LINE = 72  # a longer part gets a name of its own
+
+
+def torch_source(program: Program, z: str = "z", constants: str = "constants", result: str = "y") -> list[str]:
+    """Lines of torch code from the tensor named `z` (…, n_inputs) and `constants` (n_constants,) to `result` (…, outputs).
+
+    >>> from compress.numerics.program import compile_program
+    >>> print(*torch_source(compile_program([["exp", ["mul", ["param", 0], ["var", 1]]]], 2, 1)), sep="\\n")
+    z0, z1 = z.split(1, dim=-1)
+    y = torch.exp(constants[0] * z1)
+    """
+    columns = [f"{z}{i}" for i in range(program.n_inputs)]
+    literals = ["float('nan')" if math.isnan(v) else f"{v:.0f}" if v.is_integer() else repr(v) for v in program.literals]
+    first_literal = program.n_inputs + program.n_constants
+    fixed = range(program.n_inputs, program.first_instruction)
+    texts = [(text, _ATOM) for text in [*columns, *(f"{constants}[{k}]" for k in range(program.n_constants)), *literals]]
+    uses = Counter(a for _, args in program.instructions for a in args) + Counter(program.outputs)
+    lines = [f"{', '.join(columns)}{',' * (len(columns) == 1)} = {z}.split(1, dim=-1)"]
+
+    def tensor(register: int) -> str:
+        is_literal = first_literal <= register < program.first_instruction
+        return f"torch.full_like({columns[0]}, {texts[register][0]})" if is_literal else texts[register][0]
+
+    def operand(register: int, least: int) -> str:
+        text, binds = texts[register]
+        return text if binds >= least else f"({text})"
+
+    for name, args in program.instructions:
+        if name in _INFIX:
+            symbol, binds = _INFIX[name]
+            left, right = args
+            if name == "mul" and right in fixed and left not in fixed:
+                left, right = right, left  # 2 * x, as people write it
+            text = f"{operand(left, binds)} {symbol} {operand(right, binds + 1)}"
+        elif name == "neg":
+            text, binds = f"-{operand(args[0], 3)}", 3
+        else:
+            text, binds = f"torch.{name}({', '.join(tensor(a) for a in args)})", _ATOM
+        if uses[len(texts)] > 1 or len(text) > _LINE:
+            lines.append(f"t{len(lines) - 1} = {text}")
+            text, binds = f"t{len(lines) - 2}", _ATOM
+        texts.append((text, binds))
+    varying = program.varying
+    parts = [texts[o][0] if o in varying else f"torch.zeros_like({columns[0]}) + {operand(o, 2)}" for o in program.outputs]
+    return [*lines, f"{result} = {parts[0]}" if len(parts) == 1 else f"{result} = torch.cat([{', '.join(parts)}], dim=-1)"]
+
+
+def onnx_nodes(program: Program, z: str, constants: str, output: str, prefix: str = "") -> list[onnx.NodeProto]:
+    """Nodes (opset ≥ 18) from tensor `z` (…, n_inputs) and `constants` (n_constants,), both float32, to `output` (…, outputs).
+
+    Every other name starts with `prefix`; numbers are Constant nodes, so that the list can stand in a graph as well as in a
+    FunctionProto. The batched form where there is one, so that a wide program is a dozen nodes.
+    """
+    nodes = _Nodes(prefix)
+    steps = schedule(program)
+    if steps is None:
+        _straight(nodes, program, z, constants, output)
+    else:
+        _batched(nodes, program, steps, z=z, constants=constants, output=output)
+    return nodes.made
+
+
+class _Nodes:
+    """Collects nodes; every call returns the name of the node's output."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.made: list[onnx.NodeProto] = []
+
+    def __call__(self, op: str, *inputs: str, into: str | None = None, **attributes: Any) -> str:
+        import onnx  # slow, and every load of a checkpoint imports this module
+
+        name = into or f"{self.prefix}t{len(self.made)}"
+        self.made.append(onnx.helper.make_node(op, list(inputs), [name], **attributes))
+        return name
+
+    def number(self, values: Any, dtype: Any = np.int64) -> str:
+        import onnx
+
+        return self("Constant", value=onnx.numpy_helper.from_array(np.asarray(values, dtype)))
+
+    def split(self, tensor: str, count: int, axis: int) -> list[str]:
+        import onnx
+
+        names = [f"{self.prefix}{tensor}{i}" for i in range(count)]
+        self.made.append(onnx.helper.make_node("Split", [tensor], names, axis=axis, num_outputs=count))
+        return names
+
+
+def _batched(nodes: _Nodes, program: Program, steps: dict[str, Any], *, z: str, constants: str, output: str) -> None:
+    fixed = nodes.number([1.0, *program.literals], np.float32)
+    if program.n_constants:
+        fixed = nodes("Concat", constants, fixed, axis=0)
+    for name, args in steps["scalars"]:
+        result = nodes(PRIMITIVES[name].onnx, *(nodes("Gather", fixed, nodes.number([a])) for a in args))
+        fixed = nodes("Concat", fixed, result, axis=0)
+    columns, width = z, program.n_inputs
+    largest = float(np.finfo(np.float32).max)
+    for level in steps["levels"]:
+        new = []
+        for step in level:
+            if step["op"] == "linear":
+                new.append(_linear(nodes, step, columns, width, fixed))
+                continue
+            read = [
+                nodes("Gather", columns, nodes.number(i), axis=-1)
+                if kind == "column"
+                else nodes("Gather", fixed, nodes.number(i))
+                for kind, i in step["args"]
+            ]
+            new.append(nodes(PRIMITIVES[step["op"]].onnx, *read))
+        block = nodes("Concat", *new, axis=-1) if len(new) > 1 else new[0]
+        block = nodes("Clip", block, nodes.number(-largest, np.float32), nodes.number(largest, np.float32))
+        columns = nodes("Concat", columns, block, axis=-1)
+        width += sum(s["rows"] if s["op"] == "linear" else len(s["args"][0][1]) for s in level)
+    _linear(nodes, steps["final"], columns, width, fixed, into=output)
+
+
+def _linear(nodes: _Nodes, step: dict[str, Any], columns: str, width: int, fixed: str, *, into: str | None = None) -> str:
+    """columns (…, width) → (…, rows). The matrix is a function of the constants only: runtimes fold it when they load."""
+    row, column, *values = step["weight"]
+    matrix = _scatter(nodes, [width, step["rows"]], list(zip(column, row, strict=True)), values, fixed)
+    row, *values = step["bias"]
+    if not row:
+        return nodes("MatMul", columns, matrix, into=into)
+    bias = _scatter(nodes, [step["rows"]], [(r,) for r in row], values, fixed)
+    return nodes("Add", nodes("MatMul", columns, matrix), bias, into=into)
+
+
+def _scatter(nodes: _Nodes, shape: list[int], at: Sequence[tuple[int, ...]], values: list[list[int]], fixed: str) -> str:
+    """Zeros of a shape with sign · fixed[which] added at some places."""
+    zeros = nodes("ConstantOfShape", nodes.number(shape))
+    if not at:
+        return zeros
+    sign, which = values
+    added = nodes("Mul", nodes("Gather", fixed, nodes.number(which)), nodes.number(sign, np.float32))
+    return nodes("ScatterND", zeros, nodes.number(at), added, **({"reduction": "add"} if len(set(at)) < len(at) else {}))
+
+
+def _straight(nodes: _Nodes, program: Program, z: str, constants: str, output: str) -> None:
+    """One node per instruction, on (…, 1) columns."""
+    registers = nodes.split(z, program.n_inputs, axis=-1)
+    first = registers[0]
+    registers += nodes.split(constants, program.n_constants, axis=0) if program.n_constants else []
+    registers += [nodes.number([value], np.float32) for value in program.literals]
+    for name, args in program.instructions:
+        registers.append(nodes(PRIMITIVES[name].onnx, *(registers[a] for a in args)))
+    parts, varying = [], program.varying
+    for register in program.outputs:
+        same = registers[register] if register in varying else nodes("Expand", registers[register], nodes("Shape", first))
+        parts.append(same)
+    nodes("Concat", *parts, axis=-1, into=output)
