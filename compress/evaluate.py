@@ -32,9 +32,10 @@ def perplexity(model: Model, tokens: Tensor, batch: int | None = None, progress:
     """
     total = 0.0
     for start, ids in _batches(model, tokens, batch, "perplexity", progress):
-        losses = _losses(logits_of(model, ids), ids)
-        _check_finite(losses, start)
-        total += float(losses.sum())
+        logits = logits_of(model, ids)
+        pieces = zip(_rows(logits), _targets(logits, ids), strict=True)
+        losses = [functional.cross_entropy(rows.float(), chosen, reduction="none") for rows, chosen in pieces]
+        total += _sum_finite(losses, ids, start)
     return _summary(total, tokens)
 
 
@@ -54,14 +55,14 @@ def compare(
             raise ValueError(
                 f"logits of shape {tuple(logits.shape)} and {tuple(reference.shape)}: give models of one vocabulary"
             )
-        losses = _losses(logits, ids)
-        _check_finite(losses, start)
-        nll += float(losses.sum())
-        for rows, other in zip(_rows(logits), _rows(reference), strict=True):
-            other = other.to(rows.device)  # noqa: PLW2901
-            log_p = functional.log_softmax(other.float(), dim=-1)
-            kl += float((log_p.exp() * (log_p - functional.log_softmax(rows.float(), dim=-1))).sum(dtype=torch.float64))
-            agree += int((rows.argmax(dim=-1) == other.argmax(dim=-1)).sum())
+        targets, losses = _targets(logits, ids), []
+        for rows, other, chosen in zip(_rows(logits), _rows(reference), targets, strict=True):
+            log_q = functional.log_softmax(rows.float(), dim=-1)
+            log_p = functional.log_softmax(other.to(rows.device).float(), dim=-1)
+            losses.append(-log_q.gather(1, chosen[:, None])[:, 0])
+            kl += float((log_p.exp() * (log_p - log_q)).sum(dim=-1).cpu().double().sum())
+            agree += int((log_p.argmax(dim=-1) == log_q.argmax(dim=-1)).sum())
+        nll += _sum_finite(losses, ids, start)
     summary = _summary(nll, tokens)
     # KL is never negative; rounding of two nearly equal logarithms is.
     return {**summary, "kl": max(kl / summary["tokens"], 0.0), "top1_agreement": agree / summary["tokens"]}
@@ -103,28 +104,28 @@ def _silent(description: str, total: int) -> Callable[[], None]:
 
 def _rows(logits: Tensor) -> Iterator[Tensor]:
     """Logits of the predictions, (rows, vocabulary), in pieces of bounded size."""
-    per_piece = max(1, SOFTMAX_ELEMENTS // logits.shape[-1])
-    yield from logits[:, :-1].reshape(-1, logits.shape[-1]).split(per_piece)
+    yield from logits[:, :-1].reshape(-1, logits.shape[-1]).split(_rows_per_piece(logits))
 
 
-def _losses(logits: Tensor, ids: Tensor) -> Tensor:
-    """Summed nll of each window, (batch,), float64."""
-    targets = ids[:, 1:].reshape(-1).to(logits.device)
-    pieces, start = [], 0
-    for rows in _rows(logits):
-        pieces.append(functional.cross_entropy(rows.float(), targets[start : start + rows.shape[0]], reduction="none"))
-        start += rows.shape[0]
-    losses = torch.cat(pieces).cpu()  # MPS has no float64
-    return losses.to(torch.float64).view(ids.shape[0], -1).sum(dim=1)
+def _targets(logits: Tensor, ids: Tensor) -> Iterator[Tensor]:
+    """The tokens that were there, (rows,), in the same pieces."""
+    yield from ids[:, 1:].reshape(-1).to(logits.device).split(_rows_per_piece(logits))
 
 
-def _check_finite(losses: Tensor, start: int) -> None:
-    bad = torch.nonzero(~torch.isfinite(losses))
+def _rows_per_piece(logits: Tensor) -> int:
+    return max(1, SOFTMAX_ELEMENTS // logits.shape[-1])
+
+
+def _sum_finite(losses: list[Tensor], ids: Tensor, start: int) -> float:
+    """Sum of the losses of all predictions of a batch; RuntimeError naming the window where one is not finite."""
+    by_window = torch.cat(losses).cpu().to(torch.float64).view(ids.shape[0], -1).sum(dim=1)  # MPS has no float64
+    bad = torch.nonzero(~torch.isfinite(by_window))
     if len(bad):
         raise RuntimeError(
-            f"the loss of window {start + int(bad[0])} is {float(losses[bad[0]])}: the model overflows there; "
+            f"the loss of window {start + int(bad[0])} is {float(by_window[bad[0]])}: the model overflows there; "
             "evaluate in float32, or fit again with more damping or another rank"
         )
+    return float(by_window.sum())
 
 
 def _summary(total: float, tokens: Tensor) -> dict[str, Any]:

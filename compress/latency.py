@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.measure import interleave, paired_ratio, summary_ms, timed, warm_up
+from compress.measure import interleave, paired_speedup, summary_ms, timed, warm_up
 from compress.runtimes import Ids, Runner
 
 
@@ -24,7 +24,7 @@ class Workload:
     prefill_length: int = 256
     batch_sizes: tuple[int, ...] = (1,)
     contexts: tuple[int, ...] = (256,)
-    steps: int = 32
+    steps: int = 16
     repeats: int = 20
     warmup: int = 10  # at most; it ends earlier when the times are stable
     seed: int = 0  # of the bootstrap
@@ -130,7 +130,7 @@ def _speedup(samples: Mapping[str, Sequence[float]], label: str, baselines: Mapp
     against = baselines[label]
     if against == label:
         return None
-    return paired_ratio(samples[against], samples[label], work.seed).to_json()
+    return paired_speedup(samples[label], samples[against], work.seed).to_json()
 
 
 def _prompts(tokens: Sequence[int], batch: int, length: int) -> Ids:

@@ -114,8 +114,8 @@ def summary_ms(samples: Sequence[float]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """Median of the paired ratios and its 95 % interval; `verdict` is what may be said of it."""
+class Speedup:
+    """Median of the paired ratios baseline time / own time, and its 95 % interval: above 1 is faster."""
 
     ratio: float
     low: float | None
@@ -123,31 +123,31 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """ "higher", "lower", "no difference" where the interval holds 1, "too few runs" where there is none."""
+        """ "faster", "slower", "no difference" where the interval holds 1, "too few runs" where there is none."""
         if self.low is None or self.high is None:
             return "too few runs"
         if self.low <= 1 <= self.high:
             return "no difference"
-        return "higher" if self.low > 1 else "lower"
+        return "faster" if self.low > 1 else "slower"
 
     def to_json(self) -> dict[str, Any]:
         return {"ratio": self.ratio, "low": self.low, "high": self.high, "verdict": self.verdict}
 
 
-def paired_ratio(values: Sequence[float], baseline: Sequence[float], seed: int = 0) -> Ratio:
-    """values/baseline round by round: their median with a 95 % percentile-bootstrap interval over the rounds.
+def paired_speedup(times: Sequence[float], baseline: Sequence[float], seed: int = 0) -> Speedup:
+    """baseline/times round by round: their median with a 95 % percentile-bootstrap interval over the rounds.
 
     The pairs of one round share the machine's state, so drift cancels in the ratio; the median disregards the rounds in
     which another program took the processor. Raises ValueError for unpaired lists.
     """
-    if len(values) != len(baseline) or len(values) == 0:
-        raise ValueError(f"{len(values)} values and {len(baseline)} of the baseline; give one pair per round")
-    ratios: NDArray[np.float64] = np.asarray(values, dtype=np.float64) / np.asarray(baseline, dtype=np.float64)
+    if len(times) != len(baseline) or len(times) == 0:
+        raise ValueError(f"{len(times)} times and {len(baseline)} of the baseline; give one pair per round")
+    ratios: NDArray[np.float64] = np.asarray(baseline, dtype=np.float64) / np.asarray(times, dtype=np.float64)
     if len(ratios) < LEAST_ROUNDS:
-        return Ratio(float(np.median(ratios)), None, None)
+        return Speedup(float(np.median(ratios)), None, None)
     picks = np.random.default_rng(seed).integers(0, len(ratios), size=(RESAMPLES, len(ratios)))
     low, high = np.percentile(np.median(ratios[picks], axis=1), [2.5, 97.5])
-    return Ratio(float(np.median(ratios)), float(low), float(high))
+    return Speedup(float(np.median(ratios)), float(low), float(high))
 
 
 def resident_mib() -> tuple[float, float]:

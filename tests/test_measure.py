@@ -12,7 +12,7 @@ import pytest
 from compress.measure import (
     choose_devices,
     interleave,
-    paired_ratio,
+    paired_speedup,
     present_devices,
     resident_mib,
     summary_ms,
@@ -32,44 +32,44 @@ def test_competitors_take_turns_in_order():
 
 
 def _rounds(random, ratio, rounds=20):
-    """Paired durations under a drift that both share, with heavy-tailed noise of their own."""
+    """(times, baseline times) under a drift that both share, with heavy-tailed noise of their own."""
     drift = np.exp(np.cumsum(0.1 * random.standard_normal(rounds)))
     noise = np.exp(0.05 * random.standard_t(3, size=(2, rounds)))
-    return ratio * drift * noise[0], drift * noise[1]
+    return drift * noise[0] / ratio, drift * noise[1]
 
 
 @pytest.mark.parametrize("truth", [1.0, 0.8])
 def test_intervals_cover_the_true_ratio(truth):
     random = np.random.default_rng(1)
-    intervals = [paired_ratio(*_rounds(random, truth), seed=i) for i in range(200)]
+    intervals = [paired_speedup(*_rounds(random, truth), seed=i) for i in range(200)]
     covered = np.mean([i.low <= truth <= i.high for i in intervals])
     assert 0.90 <= covered <= 0.99
 
 
 def test_equal_competitors_show_no_difference_and_unequal_ones_do():
     random = np.random.default_rng(2)
-    equal = [paired_ratio(*_rounds(random, 1.0)).verdict for _ in range(100)]
+    equal = [paired_speedup(*_rounds(random, 1.0)).verdict for _ in range(100)]
     assert equal.count("no difference") >= 90
-    faster = [paired_ratio(*_rounds(random, 0.8)).verdict for _ in range(50)]
-    assert faster.count("lower") >= 48
-    assert paired_ratio(*_rounds(random, 1.3)).verdict == "higher"
+    slower = [paired_speedup(*_rounds(random, 0.8)).verdict for _ in range(50)]
+    assert slower.count("slower") >= 48
+    assert paired_speedup(*_rounds(random, 1.3)).verdict == "faster"
 
 
 def test_drift_cancels_round_by_round():
     drift = np.exp(np.linspace(0, 3, 10))
-    got = paired_ratio(0.9 * drift, drift)
-    assert got.low == pytest.approx(0.9)
-    assert got.high == pytest.approx(0.9)
+    got = paired_speedup(0.8 * drift, drift)
+    assert got.low == pytest.approx(1.25)
+    assert got.high == pytest.approx(1.25)
 
 
 def test_few_rounds_claim_nothing():
-    assert paired_ratio([1.0] * 5, [2.0] * 5).verdict == "too few runs"
-    assert paired_ratio([1.0] * 6, [2.0] * 6).verdict == "lower"
+    assert paired_speedup([1.0] * 5, [2.0] * 5).verdict == "too few runs"
+    assert paired_speedup([1.0] * 6, [2.0] * 6).verdict == "faster"
 
 
 def test_unpaired_rounds_are_refused():
     with pytest.raises(ValueError, match="one pair per round"):
-        paired_ratio([1.0, 2.0], [1.0])
+        paired_speedup([1.0, 2.0], [1.0])
 
 
 def test_warm_up_ends_when_runs_agree_and_is_bounded():
