@@ -47,7 +47,7 @@ def bench(
     batch_sizes: Sequence[int] = (1,),
     contexts: Sequence[int] = (256,),
     prefill_length: int = 256,
-    steps: int = 32,
+    steps: int = 16,
     repeats: int = 20,
     warmup: int = 10,
     cold_starts: int = 1,
@@ -145,4 +145,4 @@ def _texts_of(competitors: Sequence[Variant]) -> dict[str, data.TextSource]:
             evaluation = record(variant.folder).evaluation
             if evaluation.texts:
                 return {name: evaluation.source(name) for name in evaluation.texts}
-    return {data.DEMO: data.TextSource(text=data.DEMO)}
+    return {data.DEMO: data.TextSource.model_validate({"text": data.DEMO})}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,13 @@ class Text:
     tokens: LongTensor
 
     def to_json(self) -> dict[str, Any]:
-        """What identifies the windows; the text itself stays where it is."""
+        """What identifies the windows; the text itself, and where it lies, stay here."""
+        source = self.source.model_dump(mode="json", exclude_unset=True)
+        if Path(self.source.text).exists():
+            source["text"] = Path(self.source.text).name
         return {
             "name": self.name,
-            "source": self.source.model_dump(mode="json", exclude_unset=True),
+            "source": source,
             "windows": self.tokens.shape[0],
             "length": self.tokens.shape[1],
             "sha256": data.token_hash(self.tokens),
