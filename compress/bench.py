@@ -9,11 +9,13 @@ The same call gives the same results.json, apart from times and memory. `compres
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 from compress import data
 from compress.accounting import account, read_plan
@@ -79,7 +81,8 @@ def bench(
         texts: named texts for perplexity; by default those of the first checkpoint's recipe.
         prompt: beginning of the generated texts; by default the beginning of the first text.
         baseline: the original model, where it is not the one that a checkpoint's recipe.yaml names.
-        work: folder for the skip variants and exported graphs, which are used again; by default beside `out`.
+        work: folder for the skip variants and exported graphs, which are used again; by default beside `out`, and without
+            that a temporary one.
 
     Raises ValueError or FileNotFoundError for what is not there or not allowed, before anything is measured; RuntimeError
     where no runtime works, or a loss is not finite.
@@ -93,17 +96,18 @@ def bench(
         raise ValueError(f"unknown dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
     if threads < 1:
         raise ValueError(f"threads is {threads}; give 1 or more")
-    work = work or (Path() if out is None else out.parent) / "bench-work"
     started = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), "versions": versions()}
     tick = progress("prepare", 2)
-    competitors = collect(paths, kinds, work, baseline)
-    tick()
-    blocks = Blocks(competitors, chosen, places, load, threads, dtype, work, progress)
-    blocks.read_texts(texts or _texts_of(competitors), prompt)
-    tick()
-    blocks.measure()
-    if cold_starts:
-        blocks.measure_cold(cold_starts)
+    with _working_folder(work, out) as folder:
+        competitors = collect(paths, kinds, folder, baseline)
+        tick()
+        blocks = Blocks(competitors, chosen, places, load, threads, dtype, folder, progress)
+        blocks.read_texts(texts or _texts_of(competitors), prompt)
+        tick()
+        blocks.measure()
+        if cold_starts:
+            blocks.measure_cold(cold_starts)
+        models = [describe(variant, max(load.contexts)) for variant in competitors]
     settings = {"variants": kinds, "runtimes": chosen, "devices": places, "threads": threads, "dtype": dtype}
     results = {
         "format": FORMAT,
@@ -111,7 +115,7 @@ def bench(
         "commit": commit(),
         "settings": {**settings, "cold_starts": cold_starts, **asdict(load)},
         "texts": {label: [text.to_json() for text in read] for label, read in blocks.texts.items()},
-        "models": [describe(variant, max(load.contexts)) for variant in competitors],
+        "models": models,
         "rows": blocks.rows,
         "generation": blocks.generation,
         "skipped": blocks.skipped,
@@ -119,6 +123,15 @@ def bench(
     if out is not None:
         write_json(out, results)
     return results
+
+
+@contextmanager
+def _working_folder(work: Path | None, out: Path | None) -> Iterator[Path]:
+    if work is not None or out is not None:
+        yield work or cast(Path, out).parent / "bench-work"
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def describe(variant: Variant, context: int) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from compress.accounting import (
     skeleton,
     weight_bytes,
 )
+from compress.hf import apply_plan
+from compress.plan import ModuleSpec, Plan
 
 HEAD_DIM = D_MODEL // HEADS
 TOKENS = 8  # no more than the tiny models' window
@@ -103,6 +105,19 @@ def test_a_module_that_counts_itself_is_asked(tmp_path):
     after = count_multiply_adds(model, 10)
     assert after.attention == before.attention // 2
     assert after.linears == before.linears - D_MODEL * D_FF + 70 - 2 * D_MODEL * (D_MODEL + KV_HEADS * HEAD_DIM) + 5
+
+
+def test_a_symbolic_program_costs_its_operations_beside_its_projections(tmp_path):
+    folder = tiny_checkpoint(tmp_path, "llama")
+    model = skeleton(folder)
+    square = ["mul", ["var", 0], ["var", 0]]
+    options = {"outer": "down_proj", "d_model": D_MODEL, "inputs": 2, "outputs": 2, "affine": 3, "constants": 1, "clamp": True}
+    options["expressions"] = [["add", square, ["param", 0]], ["exp", ["mul", square, ["var", 1]]]]  # the square once
+    before = count_multiply_adds(model, 10)
+    apply_plan(model, Plan(modules=(ModuleSpec(module="model.layers.0.mlp", kind="symbolic_mlp", options=options),)))
+    after = count_multiply_adds(model, 10)
+    assert after.programs == 4
+    assert before.linears - after.linears == 3 * D_MODEL * D_FF - 2 * (2 + 3) * D_MODEL
 
 
 def test_bytes_are_those_of_the_weight_files(tmp_path):
