@@ -150,12 +150,24 @@ class Evaluation(_Section):
         return text.model_copy(update=update)
 
 
+class Refinement(_Section):
+    """Block refinement: after a decoder layer's modules are replaced, optimise them against the original layer's outputs."""
+
+    steps: Annotated[int, Field(ge=1)] = Field(200, description="Adam steps per layer")
+    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak learning rate, cosine to zero")
+    batch: Annotated[int, Field(ge=1)] = Field(16, description="windows per step")
+    anchor: Annotated[float, Field(ge=0, le=1)] = Field(0.25, description="share of each step on the original model's inputs")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the windows that choose the best step")
+
+
 class Recipe(_Section):
     """A whole run."""
 
     model: ModelReference
     calibration: TextSource = Field(default_factory=lambda: TextSource(text="novella", sequences=128, length=256))
     steps: Annotated[list[Step], Field(min_length=1)]
+    propagate_error: bool = Field(False, description="calibrate each layer on the outputs of the compressed layers before it")
+    refine: Refinement | None = Field(None, description="block refinement of each layer after its modules are replaced")
     evaluation: Evaluation = Evaluation()
     output: Path
     seed: int = 0

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from compress import checkpoint, data
-from compress.methods.base import Material, Need, Preview, Replacement
+from compress.methods.base import Artefact, Material, Method, Need, Preview, Replacement
+from compress.numerics.statistics import Moments
 from compress.plan import Plan
 from compress.recipe import Recipe
+from compress.refine import Gradients, Part, SecondPass
 from compress.streaming import Boundaries, Hidden, StreamedModel
 from compress.taps import Collector
-from compress.units import Unit, control_steps, units_of
+from compress.units import Unit, allocated, control_steps, units_of
 
 BATCH_TOKENS = 2048  # tokens per forward pass: enough to keep the matrix products busy, little enough to stay small
 Progress = Callable[[str, int], Callable[[], None]]  # (description, total) → advance by one
@@ -42,6 +44,10 @@ class Job:
     recipe: Recipe
     model: StreamedModel
     variants: Mapping[str, list[Unit]]
+
+    @property
+    def second_pass(self) -> bool:
+        return self.recipe.propagate_error or self.recipe.refine is not None
 
     @property
     def work(self) -> Path:
@@ -105,6 +111,8 @@ def fit(recipe: Recipe, *, fresh: bool = False, progress: Progress = silent) -> 
     material = material_of(job, tokens)
     fit_units(job, tokens, material, progress)
     replacements = {name: replace(job, units, material) for name, units in job.variants.items()}
+    if job.second_pass:
+        replacements["compressed"] = second_pass(job, tokens, material, progress)
     report = assemble(job, replacements["compressed"], material, data.token_hash(tokens), progress)
     evaluation = evaluate(job, replacements, progress)
     finish(job, replacements["compressed"], {**report, "evaluation": evaluation})
@@ -128,7 +136,7 @@ def fit_units(job: Job, tokens: Tensor, material: str, progress: Progress) -> No
     Where a method asks for gradients, the hidden states before each layer are kept in files and a backward sweep follows: the layers
     come last to first, each run again from its own inputs.
     """
-    todo = [u for u in job.units if checkpoint.read_unit(u.file(job.work, material), u.fingerprint(material)) is None]
+    todo = [unit for unit in job.units if not _finished(job, unit, material)]
     if not todo:
         return
     model = job.model
@@ -165,9 +173,29 @@ def fit_units(job: Job, tokens: Tensor, material: str, progress: Progress) -> No
         wanted = [needs[id(unit)] for unit in by_layer[index]]
         with model.resident(index) as layer:
             collector = _collector(job, wanted, layer, index, hidden)
+            if job.second_pass:
+                leaving = Moments(gradients[0].shape[-1])
+                for gradient in gradients:
+                    leaving.update(gradient.flatten(0, 1))
+                gradient_files(job, material).write(f"layer.{index}", leaving)
             hidden.retreat(layer, index, gradients, collector, tick)
             _fit_layer(job, by_layer[index], wanted, collector, layer, material, tick)
     boundaries.delete()
+
+
+def gradient_files(job: Job, material: str) -> Gradients:
+    return Gradients(job.work / "gradients", material)
+
+
+def _finished(job: Job, unit: Unit, material: str) -> bool:
+    """Whether the unit's file is there and valid, and with it what a second pass reads."""
+    if checkpoint.read_unit(unit.file(job.work, material), unit.fingerprint(material)) is None:
+        return False
+    needs = unit.method.needs(unit.group, job.model.architecture)
+    if not job.second_pass or all(need.statistic != "gradient" for need in needs.values()):
+        return True
+    files = gradient_files(job, material)
+    return files.read(unit.group.name) is not None and files.read(f"layer.{unit.group.layer}") is not None
 
 
 def _collector(job: Job, wanted: Sequence[Mapping[str, Need]], layer: nn.Module, index: int, hidden: Hidden) -> Collector:
@@ -191,6 +219,8 @@ def _fit_layer(
     weights = job.model.layer_weights(units[0].group.layer) if units else {}
     for unit, needs in zip(units, wanted, strict=True):
         statistics = {key: collector[need] for key, need in needs.items()} if collector is not None else {}
+        if job.second_pass and isinstance(gradient := statistics.get("gradient"), Moments):
+            gradient_files(job, material).write(unit.group.name, gradient)
         started = time.perf_counter()
         artefact = unit.method.fit(Material(unit.group, job.model.architecture, weights, statistics, layer, job.recipe.seed))
         seconds = time.perf_counter() - started
@@ -200,15 +230,43 @@ def _fit_layer(
         tick()
 
 
-def replace(job: Job, units: Sequence[Unit], material: str) -> list[Replacement]:
-    """Decide what each finished unit becomes."""
-    out = []
+def decided(job: Job, units: Sequence[Unit], material: str) -> list[tuple[Method, Artefact]]:
+    """Each finished unit's method, with ranks that share a budget chosen together, and its artefact."""
+    artefacts = []
     for unit in units:
         artefact = checkpoint.read_unit(unit.file(job.work, material), unit.fingerprint(material))
         if artefact is None:
             raise FileNotFoundError(f"{unit.file(job.work, material)} is missing or damaged; run fit again")
-        out.append(unit.method.replace(unit.group, artefact, job.model.architecture))
-    return out
+        artefacts.append(artefact)
+    return list(zip(allocated(units, artefacts), artefacts, strict=True))
+
+
+def replace(job: Job, units: Sequence[Unit], material: str) -> list[Replacement]:
+    """What each finished unit becomes."""
+    made = zip(units, decided(job, units, material), strict=True)
+    return [method.replace(unit.group, artefact, job.model.architecture) for unit, (method, artefact) in made]
+
+
+def second_pass(job: Job, tokens: Tensor, material: str, progress: Progress) -> list[Replacement]:
+    """Error propagation and block refinement, in the order of the units."""
+    units = job.variants["compressed"]
+    parts = [
+        Part(unit, method, method.replace(unit.group, artefact, job.model.architecture))
+        for unit, (method, artefact) in zip(units, decided(job, units, material), strict=True)
+    ]
+    layers = [[part for part in parts if part.unit.group.layer == index] for index in range(job.model.n_layers)]
+    run = SecondPass(
+        job.model,
+        job.recipe.propagate_error,
+        job.recipe.refine,
+        storage_dtype(job.model),
+        job.recipe.seed,
+        job.work,
+        gradient_files(job, material),
+    )
+    tick = progress("refine layers", len(layers))
+    batch = max(1, BATCH_TOKENS // tokens.shape[1])
+    return [replacement for layer in run.run(tokens, batch, layers, material, tick) for replacement in layer]
 
 
 def plan_of(replacements: Sequence[Replacement]) -> Plan:

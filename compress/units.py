@@ -8,7 +8,9 @@ from pathlib import Path
 
 from compress.architecture import Architecture
 from compress.checkpoint import hash_json
-from compress.methods.base import Group, Method
+from compress.methods.base import Artefact, Group, Method
+from compress.methods.low_rank import LowRankMethod
+from compress.numerics.rank import RankRule, allocate
 from compress.recipe import Recipe, Step, target_layers, target_modules
 
 UNIT_FORMAT = 1  # raise when the content of unit files changes meaning
@@ -86,3 +88,20 @@ def control_steps(steps: Sequence[Step], control: str) -> list[Step]:
         return Step.model_validate({**data, "targets": step.targets})
 
     return [swap(step) for step in steps]
+
+
+def allocated(units: Sequence[Unit], artefacts: Sequence[Artefact]) -> list[Method]:
+    """Each unit's method, with its rank decided where a step's ranks share one budget."""
+    methods = [unit.method for unit in units]
+    joint = [i for i, m in enumerate(methods) if isinstance(m, LowRankMethod) and m.rank.joint]
+    for step in {units[i].group.step for i in joint}:
+        members = [i for i in joint if units[i].group.step == step]
+        first = methods[members[0]]
+        assert isinstance(first, LowRankMethod)
+        spectra = {units[i].group.name: artefacts[i].tensors["spectrum"] for i in members}
+        shapes = {units[i].group.name: tuple(artefacts[i].metadata["shape"]) for i in members}
+        ranks = allocate(spectra, shapes, first.form, first.rank.budget or 1.0)
+        for i in members:
+            rule = RankRule(ranks={module: ranks[units[i].group.name] for module in units[i].group.modules})
+            methods[i] = methods[i].model_copy(update={"rank": rule})
+    return methods

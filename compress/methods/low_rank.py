@@ -61,7 +61,9 @@ class LowRankMethod(Method):
         d_out, d_in = _oriented(shapes[f"{module}.weight"], architecture)
         rank = self.rank.known_before_fit(module, d_out, d_in, self.form)
         after = None if rank is None else parameters(rank, d_out, d_in, self.form)
-        note = f"rank {rank}" if rank is not None else "rank from the spectrum" if self.rank.table is None else "dense"
+        listed = self.rank.table is not None or self.rank.ranks is not None
+        note = f"rank {rank}" if rank is not None else "dense" if listed else "rank from the spectra"
+        after = d_out * d_in if rank is None and listed else after
         return [Preview(module, (d_out, d_in), d_out * d_in, after, note)]
 
     def fit(self, material: Material) -> Artefact:

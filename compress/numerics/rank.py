@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
@@ -57,7 +59,17 @@ class RankRule(BaseModel):
     rank: Annotated[int, Field(ge=1)] | None = Field(None, description="the same rank for every target")
     keep: Fraction | None = Field(None, description="fraction of each target's parameters that remain, in (0, 1]")
     explained_variance: Fraction | None = Field(None, description="fewest components that explain this share, in (0, 1]")
-    table: Path | None = Field(None, description="JSON file {module: rank}, as `compress search` writes it; null leaves a module dense")
+    budget: Fraction | None = Field(
+        None, description="fraction of all the step's targeted parameters that remain, shared out by `allocation`"
+    )
+    allocation: Literal["uniform", "global"] = Field(
+        "global",
+        description="of a budget: the same fraction everywhere, or all ranks together by Lagrange multiplier (wants importance: fisher)",
+    )
+    ranks: dict[str, int | None] | None = Field(None, description="one rank per module name; null leaves it dense")
+    table: Path | None = Field(
+        None, description="JSON file {module: rank}, as `compress search` writes it; null leaves a module dense"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -66,16 +78,24 @@ class RankRule(BaseModel):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> RankRule:
-        given = sorted(self.model_fields_set)
+        rules = [name for name in type(self).model_fields if name != "allocation"]
+        given = [name for name in rules if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}; given: {', '.join(given) or 'none'}")
+            raise ValueError(f"give exactly one of {', '.join(rules)}; given: {', '.join(given) or 'none'}")
+        if "allocation" in self.model_fields_set and self.budget is None:
+            raise ValueError(f"allocation belongs to budget; {given[0]} decides each rank by itself")
         return self
+
+    @property
+    def joint(self) -> bool:
+        """Whether the ranks of a step's modules must be chosen together."""
+        return self.budget is not None and self.allocation == "global"
 
     def known_before_fit(self, module: str, d_out: int, d_in: int, form: Form) -> int | None:
         """The rank as far as shapes alone decide it; None where the spectrum does. Raises ValueError above break-even."""
-        if self.keep is not None:
-            return rank_at(self.keep, d_out, d_in, form)
-        rank = self.rank if self.table is None else self._from_table(module)
+        if self.keep is not None or (self.budget is not None and not self.joint):
+            return rank_at(self.keep or self.budget or 1.0, d_out, d_in, form)
+        rank = self.rank if self.table is None and self.ranks is None else self._from_table(module)
         if rank is None:
             return None
         if rank > min(d_out, d_in):
@@ -97,10 +117,64 @@ class RankRule(BaseModel):
         return min(rank, spectrum.shape[0])
 
     def _from_table(self, module: str) -> int | None:
-        assert self.table is not None
-        ranks = json.loads(self.table.read_text())
-        ranks = ranks.get("ranks", ranks)
+        ranks = self.ranks
+        if ranks is None:
+            assert self.table is not None
+            if not self.table.is_file():
+                raise FileNotFoundError(f"no rank table {str(self.table)!r}; `compress search` writes one")
+            ranks = json.loads(self.table.read_text())
+            ranks = ranks.get("ranks", ranks)
         if module not in ranks:
-            raise ValueError(f"{self.table}: no rank for {module}; it has {len(ranks)} modules, the first {next(iter(ranks), 'none')}")
+            where = self.table or "ranks"
+            raise ValueError(
+                f"{where}: no rank for {module}; it has {len(ranks)} modules, the first {next(iter(ranks), 'none')}"
+            )
         value = ranks[module]
         return None if value is None else int(value)
+
+
+def allocate(
+    spectra: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]], form: Form, budget: float
+) -> dict[str, int | None]:
+    """One rank per module (None: dense) that together minimise the summed discarded spectrum within `budget` of all parameters.
+
+    Lagrangian: for a price per parameter each module takes its cheapest point of error + price·cost over all ranks and dense; the
+    price is bisected to the budget, and what is left over is spent on the best remaining gains. Spectra must share one scale, which
+    the loss-weighted metric gives. Optimal up to the concavities of single modules' curves.
+    """
+    curves = {name: _curve(spectrum, *shapes[name], form) for name, spectrum in spectra.items()}
+    limit = budget * sum(d_out * d_in for d_out, d_in in shapes.values())
+    positive = [float(s.sum()) for s in spectra.values() if float(s.sum()) > 0]
+    low, high = 0.0, sum(positive) + 1.0  # at `high` per parameter nothing is worth more than rank 1
+    for _ in range(200):
+        price = math.sqrt(low * high) if low > 0 else high * 1e-30 if high > 1e-280 else 0.0
+        cost = sum(int(c[int((e + price * c).argmin())]) for c, e in curves.values())
+        low, high = (price, high) if cost > limit else (low, price)
+        if low > 0 and high / low < 1 + 1e-12:
+            break
+    chosen = {name: int((e + high * c).argmin()) for name, (c, e) in curves.items()}
+    spare = limit - sum(float(curves[name][0][i]) for name, i in chosen.items())
+    while True:
+        best, gain = None, 0.0
+        for name, (cost, error) in curves.items():
+            at = chosen[name]
+            for up in range(at + 1, len(cost)):
+                extra = float(cost[up] - cost[at])
+                if extra > spare:
+                    continue
+                rate = float(error[at] - error[up]) / max(extra, 1.0)
+                if rate > gain:
+                    best, gain = (name, up, extra), rate
+        if best is None:
+            break
+        chosen[best[0]], spare = best[1], spare - best[2]
+    return {name: None if i == len(curves[name][0]) - 1 else i + 1 for name, i in chosen.items()}
+
+
+def _curve(spectrum: Tensor, d_out: int, d_in: int, form: Form) -> tuple[np.ndarray, np.ndarray]:
+    """(cost, error) of rank 1, 2, … as far as it costs less than dense, then dense with error 0."""
+    most = min(spectrum.shape[0], d_out, d_in)
+    ranks = [r for r in range(1, most + 1) if parameters(r, d_out, d_in, form) < d_out * d_in]
+    tail = spectrum.flip(0).cumsum(0).flip(0).numpy()
+    error = [float(tail[r]) if r < len(tail) else 0.0 for r in ranks]
+    return np.array([*(parameters(r, d_out, d_in, form) for r in ranks), d_out * d_in], float), np.array([*error, 0.0])

@@ -75,6 +75,31 @@ class Moments:
         return out
 
 
+class CrossMoments:
+    """Moments of x (n, d) together with its centred cross moment with targets y (n, e), float64: what a regression of y on x needs."""
+
+    def __init__(self, size: int, targets: int) -> None:
+        self.input = Moments(size)
+        self.target_mean = torch.zeros(targets, dtype=torch.float64)
+        self._cross = torch.zeros(targets, size, dtype=torch.float64)  # Σ (y − mean)(x − mean)ᵀ
+
+    def update(self, rows: Tensor, targets: Tensor) -> None:
+        """Fold in x (n, d) and y (n, e) of any float dtype, row by row together."""
+        rows, targets = rows.to(torch.float64), targets.to(torch.float64)
+        count, before = rows.shape[0], self.input.count
+        mean_x, mean_y = rows.mean(dim=0), targets.mean(dim=0)
+        delta_x, delta_y = mean_x - self.input.mean, mean_y - self.target_mean
+        self._cross.addmm_((targets - mean_y).T, rows - mean_x)
+        self._cross.addr_(delta_y, delta_x, alpha=before * count / (before + count))
+        self.target_mean += delta_y * (count / (before + count))
+        self.input.update(rows)
+
+    @property
+    def cross_covariance(self) -> Tensor:
+        """E[(y − E y)(x − E x)ᵀ], (e, d)."""
+        return self._cross / max(self.input.count, 1)
+
+
 class Sample:
     """A seeded sample of `rows` of the `total` rows that will pass, drawn before any is seen, so that any order of updates agrees.
 
