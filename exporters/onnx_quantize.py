@@ -36,7 +36,7 @@ def quantize_graph(folder: Path, quantization: Quantization, given: onnx_parity.
     return {
         "kind": quantization,
         "file": target.name,
-        "float_matmuls": [node.name for node in graph.node if node.op_type == "MatMul"],
+        "float_matmuls": _float_matmuls(graph),
         "quantized_matmuls": sum(
             node.op_type in ("MatMulNBits", "MatMulInteger", "DynamicQuantizeMatMul") for node in graph.node
         ),
@@ -66,6 +66,13 @@ def _int4(source: Path, target: Path) -> None:
     quantizer.process()
     written: Any = quantizer.model  # an ONNXModel after process()
     written.save_model_to_file(str(target), _is_large(source))
+
+
+def _float_matmuls(graph: onnx.GraphProto) -> list[str]:
+    """MatMuls by a weight, or by a weight that is transposed first: not those of attention."""
+    weights = {tensor.name for tensor in graph.initializer}
+    weights |= {node.output[0] for node in graph.node if node.op_type == "Transpose" and node.input[0] in weights}
+    return [node.name for node in graph.node if node.op_type == "MatMul" and weights & set(node.input)]
 
 
 def _is_large(source: Path) -> bool:
