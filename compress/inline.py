@@ -89,8 +89,8 @@ def _import(name: str, statement: ast.Import | ast.ImportFrom, out: Inlined) -> 
         _define(name, sys.modules[str(statement.module)], out)
         return
     alias = next(a for a in statement.names if (a.asname or a.name.partition(".")[0]) == name)
-    one = type(statement)(**(vars(statement) | {"names": [alias]}))
-    out.imports.add(ast.unparse(one))
+    source = f"from {statement.module} " if isinstance(statement, ast.ImportFrom) else ""
+    out.imports.add(f"{source}import {ast.unparse(alias)}")
 
 
 def _bound(statement: ast.stmt) -> set[str]:
