@@ -40,7 +40,7 @@ def evaluate_tasks(
     """{task: {"accuracy", "accuracy_norm", "stderr", "questions"}} of a checkpoint or plain model folder.
 
     A task is a name lm-evaluation-harness knows, or a file ending in .jsonl; `limit` takes the first questions of each.
-    Raises ImportError where a named task needs lm-eval and it is not installed, ValueError for a task nobody knows.
+    Raises ValueError for a task nobody knows, and where a named task needs lm-eval and it is not installed.
     """
     from compress.data import load_tokenizer
     from compress.hf import from_pretrained
@@ -127,7 +127,7 @@ def _need_harness(named: Sequence[str]) -> None:
     try:
         import lm_eval  # type: ignore[import-not-found]  # noqa: F401
     except ImportError:
-        raise ImportError(
+        raise ValueError(
             f'{", ".join(named)}: tasks by name need lm-evaluation-harness; pip install "compress[tasks]", '
             "or give a .jsonl file of context, choices and answer"
         ) from None

@@ -91,7 +91,7 @@ def test_a_line_that_is_no_question_is_named(tmp_path, line, message):
 
 def test_named_tasks_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ImportError, match=r"compress\[tasks\]"):
+    with pytest.raises(ValueError, match=r"compress\[tasks\]"):
         evaluate_tasks("novella", ["piqa"])
 
 

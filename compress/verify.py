@@ -1,0 +1,190 @@
+"""Measure again, on this machine, what a checkpoint's report.json says of it.
+
+Files by their sha256, parameters from the stored shapes, the calibration tokens by their hash, perplexities by evaluating. What
+needs the fit itself (the error per module, the PCA control) is not measured again, and said to be so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from torch import Tensor
+
+from compress import data
+from compress.accounting import read_plan
+from compress.architecture import Architecture, architecture
+from compress.checkpoint import Shards, hash_file, read_json
+from compress.evaluate import Progress, perplexity
+from compress.hf import from_pretrained
+from compress.plan import Plan
+from compress.variants import Record, mlp_means, record, skip_layers
+
+Verdict = Literal["same", "differs", "not measured"]
+
+# Another processor sums in another order: float32 perplexities of one checkpoint agree to about 1e-6.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One number of the report beside the one measured now."""
+
+    what: str
+    recorded: Any
+    measured: Any
+    verdict: Verdict
+    note: str = ""
+
+
+def verify(folder: Path, tolerance: float = TOLERANCE, progress: Progress | None = None) -> list[Finding]:
+    """Every number of `folder`/report.json that can be measured again, in the report's order.
+
+    `tolerance` is relative, of perplexities; everything else must be equal. Raises FileNotFoundError without a report.
+    """
+    report = read_json(folder / "report.json")
+    if report is None or not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no checkpoint with a readable report.json; give a folder that compress fit wrote")
+    origin: Record | str
+    try:
+        origin = record(folder)
+    except FileNotFoundError as error:
+        origin = f"the original model is not here: {error}"
+    findings = [*_files(folder, report), *_calibration(report, origin), *_parameters(folder, report, origin)]
+    return [*findings, *_evaluation(folder, report, origin, tolerance, progress or (lambda *_: lambda: None))]
+
+
+def differences(findings: list[Finding]) -> list[Finding]:
+    """Only what is not as the report says."""
+    return [finding for finding in findings if finding.verdict == "differs"]
+
+
+def _equal(what: str, recorded: Any, measured: Any) -> Finding:
+    return Finding(what, recorded, measured, "same" if recorded == measured else "differs")
+
+
+def _files(folder: Path, report: Mapping[str, Any]) -> Iterator[Finding]:
+    for name, recorded in report.get("files", {}).items():
+        path = folder / name
+        yield _equal(f"sha256 of {name}", recorded, hash_file(path) if path.is_file() else "missing")
+
+
+def _calibration(report: Mapping[str, Any], origin: Record | str) -> Iterator[Finding]:
+    what, recorded = "calibration tokens", report.get("calibration", {}).get("tokens_sha256")
+    if recorded is None:
+        return
+    if isinstance(origin, str):
+        yield Finding(what, recorded, None, "not measured", origin)
+        return
+    try:
+        tokens = data.calibration_tokens(origin.calibration, data.load_tokenizer(str(origin.model)))
+    except (FileNotFoundError, ValueError) as error:
+        yield Finding(what, recorded, None, "not measured", str(error))
+    else:
+        yield _equal(what, recorded, data.token_hash(tokens))
+
+
+def _parameters(folder: Path, report: Mapping[str, Any], origin: Record | str) -> Iterator[Finding]:
+    recorded = report.get("parameters", {})
+    if "baseline" in recorded:
+        what = "parameters of the baseline"
+        if isinstance(origin, str):
+            yield Finding(what, recorded["baseline"], None, "not measured", origin)
+        else:
+            yield _equal(what, recorded["baseline"], _stored(Shards(origin.model)))
+    shards = Shards(folder)
+    if "compressed" in recorded:
+        yield _equal("parameters", recorded["compressed"], _stored(shards))
+    for row in report.get("modules", []):
+        if "parameters" not in row:
+            continue
+        inside = {name: shape for name, shape in shards.shapes.items() if name.startswith(row["module"] + ".")}
+        # Methods count the matrices, or everything they stored.
+        matrices = sum(torch.Size(shape).numel() for shape in inside.values() if len(shape) == 2)
+        everything = sum(torch.Size(shape).numel() for shape in inside.values())
+        measured = everything if row["parameters"] == everything else matrices
+        yield _equal(f"parameters of {row['module']}", row["parameters"], measured)
+
+
+def _stored(shards: Shards) -> int:
+    return sum(torch.Size(shape).numel() for shape in shards.shapes.values())
+
+
+def _evaluation(
+    folder: Path, report: Mapping[str, Any], origin: Record | str, tolerance: float, progress: Progress
+) -> Iterator[Finding]:
+    recorded: Mapping[str, Mapping[str, Any]] = report.get("evaluation", {})
+    tick = progress("verify", sum(len(texts) for texts in recorded.values()))
+    for variant, texts in recorded.items():
+        load = origin if isinstance(origin, str) else _loader(folder, variant, origin)
+        model = None if isinstance(load, str) else load()
+        for name, said in texts.items():
+            what = f"perplexity of {variant} on {name}"
+            tokens = str(load) if isinstance(origin, str) or model is None else _windows(origin, name)
+            if model is None or isinstance(tokens, str):
+                yield Finding(what, said["perplexity"], None, "not measured", str(tokens))
+            else:
+                yield _close(what, said, perplexity(model, tokens), tolerance)
+            tick()
+
+
+def _windows(origin: Record, name: str) -> Tensor | str:
+    """The windows of a recipe's text, or why they cannot be had."""
+    try:
+        return data.evaluation_tokens(origin.evaluation.source(name), data.load_tokenizer(str(origin.model)))
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        return f"the text is not here: {error}"
+
+
+def _close(what: str, said: Mapping[str, Any], found: Mapping[str, Any], tolerance: float) -> Finding:
+    close = abs(found["perplexity"] - said["perplexity"]) <= tolerance * said["perplexity"]
+    if said.get("tokens", found["tokens"]) != found["tokens"]:
+        note = f"{said['tokens']} predictions then, {found['tokens']} now: another text or tokenizer"
+        return Finding(what, said["perplexity"], found["perplexity"], "differs", note)
+    return Finding(what, said["perplexity"], found["perplexity"], "same" if close else "differs")
+
+
+def _loader(folder: Path, variant: str, origin: Record) -> Callable[[], Any] | str:
+    """How to get a variant's model, or why it cannot be had."""
+    if variant == "baseline":
+        return lambda: _load(origin.model)
+    if variant == "compressed":
+        return lambda: _load(folder)
+    if variant not in ("identity", "zero", "mean"):
+        return "this control is fitted, not derived: run fit again"
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    if recipe.get("propagate_error") or recipe.get("refine"):
+        return "the other modules were fitted on the surrogates' outputs, so that this control has others: run fit again"
+    return lambda: _control(folder, variant, origin)
+
+
+def _control(folder: Path, variant: str, origin: Record) -> Any:
+    """The checkpoint with its surrogates, but not its linears, replaced by a control on the same layers."""
+    model = _load(folder)
+    row = architecture(model.config.model_type)
+    layers = surrogate_layers(read_plan(folder), row)
+    means = None
+    if variant == "mean":
+        tokens = data.calibration_tokens(origin.calibration, data.load_tokenizer(str(origin.model)))
+        means = mlp_means(_load(origin.model), tokens, layers)
+    skip_layers(model, row, layers, f"skip-{variant}", means)
+    return model
+
+
+def surrogate_layers(plan: Plan, row: Architecture) -> list[int]:
+    """Layers whose whole MLP a plan replaces."""
+    found = []
+    for spec in plan.modules:
+        layer, _, rest = spec.module.removeprefix(row.layers + ".").partition(".")
+        # Where a layer runs its MLP inline, the last of its modules holds the surrogate; a linear there is only a linear.
+        if rest == row.mlp[-1] and spec.kind.endswith("_mlp"):
+            found.append(int(layer))
+    return sorted(found)
+
+
+def _load(folder: Path) -> Any:
+    return from_pretrained(folder, dtype=torch.float32).eval()

@@ -1,0 +1,119 @@
+"""A checkpoint verifies as fitted; whatever is changed afterwards is named, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from compress.recipe import parse_recipe
+from compress.run import fit
+from compress.verify import differences, verify
+
+RECIPE = {
+    "model": "novella",
+    "calibration": {"text": "novella", "sequences": 4, "length": 64},
+    "steps": [
+        {"method": "weight_svd", "targets": {"roles": ["q"], "layers": [0]}, "rank": {"keep": 0.5}},
+        {"method": "skip_mlp", "layers": [2], "output": "mean"},
+    ],
+    "evaluation": {"texts": {"own": "novella"}, "length": 32, "sequences": 4, "controls": ["identity", "zero", "mean"]},
+}
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    return fit(parse_recipe({**RECIPE, "output": str(tmp_path_factory.mktemp("fit") / "small")}))
+
+
+@pytest.fixture
+def folder(fitted, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(fitted, tmp_path / "small", ignore=shutil.ignore_patterns("work"))
+
+
+def _rewrite(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_a_fresh_checkpoint_is_as_reported(fitted):
+    findings = verify(fitted)
+    assert differences(findings) == []
+    same = {finding.what for finding in findings if finding.verdict == "same"}
+    variants = ("baseline", "compressed", "identity", "zero", "mean")
+    assert {f"perplexity of {variant} on own" for variant in variants} <= same
+    assert {"sha256 of model.safetensors", "calibration tokens", "parameters", "parameters of the baseline"} <= same
+    assert any(what.startswith("parameters of model.layers.0") for what in same)
+
+
+def test_changed_weights_show_in_the_file_and_in_the_perplexity(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    found = {finding.what for finding in differences(verify(folder))}
+    derived = {f"perplexity of {variant} on own" for variant in ("compressed", "identity", "zero", "mean")}
+    assert found == {"sha256 of model.safetensors", *derived}
+
+
+def test_a_wrong_number_in_the_report_is_the_only_difference(folder):
+    def change(report):
+        report["evaluation"]["compressed"]["own"]["perplexity"] *= 1.01
+        report["parameters"]["compressed"] += 1
+
+    _rewrite(folder / "report.json", change)
+    assert [d.what for d in differences(verify(folder))] == ["parameters", "perplexity of compressed on own"]
+
+
+def test_another_factor_shape_is_named(folder):
+    def change(report):
+        row = next(row for row in report["modules"] if "q_proj" in row["module"])
+        row["parameters"] += 256
+        report["evaluation"] = {}
+
+    _rewrite(folder / "report.json", change)
+    assert [d.what for d in differences(verify(folder))] == ["parameters of model.layers.0.self_attn.q_proj"]
+
+
+def test_what_cannot_be_measured_is_said_and_is_no_difference(folder):
+    (folder / "recipe.yaml").unlink()
+    findings = verify(folder)
+    assert differences(findings) == []
+    assert {f.verdict for f in findings if "perplexity" in f.what} == {"not measured"}
+    assert "the original model is not here" in findings[-1].note
+
+
+def test_fitted_controls_are_left_to_fit(folder):
+    def change(report):
+        report["evaluation"] = {"pca": report["evaluation"]["identity"]}
+
+    _rewrite(folder / "report.json", change)
+    last = verify(folder)[-1]
+    assert (last.what, last.verdict) == ("perplexity of pca on own", "not measured")
+
+
+def test_a_missing_file_is_a_difference(folder):
+    def change(report):
+        report["files"]["more.safetensors"] = "0" * 64
+        report["evaluation"] = {}
+
+    _rewrite(folder / "report.json", change)
+    assert [(d.what, d.measured) for d in differences(verify(folder))] == [("sha256 of more.safetensors", "missing")]
+
+
+def test_a_folder_without_a_report_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint with a readable report\.json"):
+        verify(tmp_path)
+
+
+def test_tolerance_is_of_the_perplexity(folder):
+    def change(report):
+        report["evaluation"] = {"zero": report["evaluation"]["zero"]}
+        report["evaluation"]["zero"]["own"]["perplexity"] *= 1.0005
+
+    _rewrite(folder / "report.json", change)
+    assert [d.what for d in differences(verify(folder))] == ["perplexity of zero on own"]
+    assert differences(verify(folder, tolerance=1e-3)) == []
