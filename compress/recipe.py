@@ -184,14 +184,18 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises FileNotFoundError or ValueError with one line per mistake: what was given, what is allowed, the nearest match.
     """
+    return parse_recipe(read_yaml(path), overrides, str(path))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The plain data of a recipe file, unchecked. Raises FileNotFoundError, or ValueError where it is no YAML."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no recipe {str(path)!r}; `compress recipes ls` lists the packaged ones")
     try:
-        data = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return parse_recipe(data, overrides, str(path))
 
 
 def parse_recipe(data: object, overrides: Iterable[str] = (), origin: str = "recipe") -> Recipe:
