@@ -80,10 +80,10 @@ def to_tree(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> tuple[Tr
             raise ValueError(f"{what} cannot be exported; known are the symbols {list(position)} and {', '.join(PRIMITIVES)}")
         return apply(name, *args)
 
-    expression = sympy.sympify(expression, strict=True)
-    if expression.has(sympy.ITE):  # sympy's rewriting of a condition about a Piecewise
-        expression = expression.replace(sympy.ITE, lambda c, a, b: (c & a) | (~c & b))
-    tree = fold(expression, _sympy_children, visit)
+    root: Any = sympy.sympify(expression, strict=True)
+    if root.has(sympy.ITE):  # sympy's rewriting of a condition about a Piecewise
+        root = root.replace(sympy.ITE, lambda c, a, b: (c & a) | (~c & b))
+    tree = fold(root, _sympy_children, visit)
     check_tree(tree, len(position), len(constants))
     return tree, list(constants)
 

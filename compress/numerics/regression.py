@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, Literal, Self
 
@@ -28,27 +29,28 @@ class EngineOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["operon", "sparse", "pysr"] = Field(
-        "operon", description="operon: genetic programming; sparse: greedy regression on a library, a second; pysr: needs Julia"
+        default="operon",
+        description="operon: genetic programming; sparse: greedy regression on a library, a second; pysr: needs Julia",
     )
     evaluations: PositiveInt | None = Field(
-        200_000, description="budget per output; the same budget and seed give the same expressions"
+        default=200_000, description="budget per output; the same budget and seed give the same expressions"
     )
-    seconds: PositiveFloat | None = Field(None, description="time limit per output; not reproducible")
-    iterations: PositiveInt | None = Field(None, description="pysr: niterations, instead of evaluations")
+    seconds: PositiveFloat | None = Field(default=None, description="time limit per output; not reproducible")
+    iterations: PositiveInt | None = Field(default=None, description="pysr: niterations, instead of evaluations")
     operators: tuple[str, ...] = Field(
-        ("add", "sub", "mul", "square"),
+        default=("add", "sub", "mul", "square"),
         description="functions the search may use; div, exp and log are what grows off the calibrated range",
         min_length=1,
     )
-    complexities: dict[str, PositiveInt] = Field({}, description="complexity of an operator, where it is not 1")
-    max_length: int = Field(50, ge=3, description="most nodes of a searched tree")
-    population: int = Field(1000, ge=10, description="operon: individuals")
+    complexities: dict[str, PositiveInt] = Field(default={}, description="complexity of an operator, where it is not 1")
+    max_length: int = Field(default=50, ge=3, description="most nodes of a searched tree")
+    population: int = Field(default=1000, ge=10, description="operon: individuals")
     optimizer_iterations: int = Field(
-        4, ge=0, description="operon: Levenberg–Marquardt steps for a new tree's constants; 0 tunes none"
+        default=4, ge=0, description="operon: Levenberg–Marquardt steps for a new tree's constants; 0 tunes none"
     )
-    terms: int = Field(32, ge=0, description="most terms of the sparse path, which operon also tries first; 0: not")
-    certify: bool = Field(True, description="keep only expressions proved finite over the calibrated range")
-    threads: PositiveInt = Field(1, description="outputs searched at the same time; changes no result")
+    terms: int = Field(default=64, ge=0, description="most terms of the sparse path, which operon also tries first; 0: not")
+    certify: bool = Field(default=True, description="keep only expressions proved finite over the calibrated range")
+    threads: PositiveInt = Field(default=1, description="outputs searched at the same time; changes no result")
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -60,15 +62,20 @@ class EngineOptions(BaseModel):
                 raise ValueError(f"{self.name} has no operator {name!r}{hint} It has {', '.join(known)}")
         if self.name != "sparse" and self.evaluations is None and self.seconds is None and self.iterations is None:
             raise ValueError("give the search a budget: `evaluations` (reproducible) or `seconds`")
+        if self.iterations is not None and self.name != "pysr":
+            raise ValueError(f"`iterations` are PySR's; give the {self.name} engine `evaluations`")
         if self.name == "sparse" and self.terms == 0:
             raise ValueError("the sparse engine needs `terms` of 1 or more")
         return self
 
 
-def regress(z: Any, y: Any, engine: EngineOptions, seed: int = 0, held_out: tuple[Any, Any] | None = None) -> Front:
+def regress(
+    z: Any, y: Any, engine: EngineOptions, seed: int = 0, held_out: tuple[Any, Any] | None = None, *, clamp: bool = False
+) -> Front:
     """Front of expressions y ≈ f(z) for z (n, I), y (n,); `held_out` as another such pair, else the last fifth of the rows.
 
-    Raises ValueError for values that are not finite, constant inputs, and fewer rows than inputs.
+    `clamp` holds held-out inputs within the range of the training ones, as a runtime that clamps does. Raises ValueError for
+    values that are not finite, constant inputs, and fewer rows than inputs.
 
     >>> z = np.random.default_rng(0).normal(size=(200, 2))
     >>> front = regress(z, 3 * z[:, 0] * z[:, 1], EngineOptions(name="sparse"))
@@ -76,12 +83,16 @@ def regress(z: Any, y: Any, engine: EngineOptions, seed: int = 0, held_out: tupl
     [(5, 'sparse', 0.0)]
     """
     pair = None if held_out is None else (held_out[0], np.asarray(held_out[1])[:, None])
-    return regress_each(z, np.asarray(y)[:, None], engine, seed, pair)[0]
+    return regress_each(z, np.asarray(y)[:, None], engine, seed, pair, clamp=clamp)[0]
 
 
-def regress_each(z: Any, y: Any, engine: EngineOptions, seed: int = 0, held_out: tuple[Any, Any] | None = None) -> list[Front]:
+def regress_each(
+    z: Any, y: Any, engine: EngineOptions, seed: int = 0, held_out: tuple[Any, Any] | None = None, *, clamp: bool = False
+) -> list[Front]:
     """One front per column of y (n, O), over the same inputs; each output's search has a seed of its own."""
     rows = _check(z, y, held_out)
+    if clamp:
+        rows = replace(rows, z_held=rows.z_held.clip(rows.z.min(axis=0), rows.z.max(axis=0)))
     mean, scale = _standard(rows.z)
     standard = (rows.z - mean) / scale
     engine, notes = available(engine)
@@ -94,7 +105,7 @@ def regress_each(z: Any, y: Any, engine: EngineOptions, seed: int = 0, held_out:
     def search(k: int) -> list[tuple[list[Proposal], list[str]]]:
         return [run(targets[:, k], int(seeds[k])) for run in searches] if np.ptp(rows.y[:, k]) else []
 
-    found = Parallel(n_jobs=engine.threads, prefer="threads")(delayed(search)(k) for k in range(rows.y.shape[1]))
+    found: Any = Parallel(n_jobs=engine.threads, prefer="threads")(delayed(search)(k) for k in range(rows.y.shape[1]))
     fronts = []
     for k, results in enumerate(found):
         proposals: list[Proposal] = [(["param", 0], [float(targets[:, k].mean())], "mean")]

@@ -60,8 +60,7 @@ class Judge:
     def __init__(self, rows: Rows, k: int, scaling: Scaling, certify: bool, complexities: Mapping[str, int]) -> None:
         self.z, self.y = rows.z, rows.y[:, k]
         self.low, self.high = rows.z.min(axis=0), rows.z.max(axis=0)
-        # Held-out inputs are clamped to the calibrated range, as the runtime module does.
-        self.z_held, self.y_held = rows.z_held.clip(self.low, self.high), rows.y_held[:, k]
+        self.z_held, self.y_held = rows.z_held, rows.y_held[:, k]
         self.scaling, self.must_certify, self.complexities = scaling, certify, complexities
         self.variance = float(self.y.var()) or 1.0
 

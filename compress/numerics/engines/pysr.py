@@ -1,13 +1,14 @@
 """PySR (Cranmer, arXiv:2305.01582), the published engine; optional, because it brings Julia.
 
 It runs in a process of its own: Julia and torch in one process are known to crash, and importing pysr without Julia fails in
-many ways. This file is both sides: `prepare` writes the rows and starts `python -m compress.numerics.engines.pysr FOLDER`, which
-fits and leaves PySR's hall_of_fame.csv. Never reads PySR's pickles, never calls its sympify.
+many ways. This file is both sides: `prepare` writes the rows and starts `python -m compress.numerics.engines.pysr FOLDER`,
+which fits and leaves PySR's hall_of_fame.csv. Never reads PySR's pickles, never calls its sympify.
 """
 
 from __future__ import annotations
 
 import csv
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -132,8 +133,7 @@ def _arguments(options: EngineOptions, seed: int, folder: Path) -> dict[str, Any
 
 def _work(folder: Path) -> None:
     """The worker: the only place that imports pysr."""
-    import pysr  # type: ignore[import-not-found]
-
+    pysr = importlib.import_module("pysr")  # the package, not this file
     z, y = np.load(folder / "z.npy"), np.load(folder / "y.npy")
     regressor = pysr.PySRRegressor(**json.loads((folder / "options.json").read_text()))
     regressor.fit(z, y, variable_names=[f"z{i}" for i in range(z.shape[1])])
