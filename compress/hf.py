@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,17 +70,29 @@ def register() -> None:
 def apply_plan(model: nn.Module, plan: Plan) -> None:
     """Replace modules of `model` in place, with uninitialised parameters. Raises ValueError for a module that is not there."""
     prefix = str(getattr(model, "base_model_prefix", "")) + "."
-    for spec in plan.modules:
-        name = spec.module
-        if not hasattr(model, prefix[:-1]):  # AutoModel without a head: names lose the prefix
-            name = name.removeprefix(prefix)
-        parent, _, child = name.rpartition(".")
+    headless = not hasattr(model, prefix[:-1])  # AutoModel without a head: names lose the prefix
+
+    def find(name: str) -> nn.Module:
         try:
-            owner = model.get_submodule(parent)
-            original = owner.get_submodule(child)
+            return model.get_submodule(name.removeprefix(prefix) if headless else name)
         except AttributeError:
-            raise ValueError(f"the plan replaces {spec.module!r}, which this {type(model).__name__} does not have") from None
-        owner.register_module(child, build(spec, original).train(model.training))
+            raise ValueError(f"the plan replaces {name!r}, which this {type(model).__name__} does not have") from None
+
+    for spec in plan.modules:
+        parent, _, child = spec.module.rpartition(".")
+        find(parent).register_module(child, build(spec, find(spec.module)).train(model.training))
+    link(plan.modules, find)
+
+
+def link(specs: Iterable[ModuleSpec], find: Callable[[str], nn.Module]) -> None:
+    """Connect the modules that read another one's basis to it, once all are in place."""
+    for spec in specs:
+        if spec.options.get("owner") is not None:
+            owner: Any = find(str(spec.options["owner"]))
+            if not hasattr(owner, "latent"):
+                raise ValueError(f"{spec.module}: its owner {spec.options['owner']!r} holds no shared basis")
+            module: Any = find(spec.module)
+            module.link(owner)
 
 
 def build(spec: ModuleSpec, original: nn.Module | None = None) -> nn.Module:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from compress import checkpoint
-from compress.hf import build
+from compress.first_pass import Gradients
+from compress.hf import build, link
 from compress.methods.base import Artefact, Material, Method, Replacement
 from compress.numerics.linalg import symmetric_sqrt
-from compress.numerics.statistics import CrossMoments, Moments, Statistic
+from compress.numerics.statistics import CrossMoments, Statistic
 from compress.recipe import Refinement
 from compress.streaming import Hidden, StreamedModel
 from compress.units import Unit
@@ -36,24 +37,6 @@ class Part:
     unit: Unit
     method: Method
     replacement: Replacement
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Files of gradient moments that the first pass leaves for the second, by unit name and `layer.<index>`."""
-
-    folder: Path
-    material: str
-
-    def write(self, name: str, moments: Moments) -> None:
-        checkpoint.write_unit(self._file(name), Artefact(moments.tensors(), {}), self.material)
-
-    def read(self, name: str) -> Moments | None:
-        saved = checkpoint.read_unit(self._file(name), self.material)
-        return None if saved is None else Moments.from_tensors(saved.tensors)
-
-    def _file(self, name: str) -> Path:
-        return self.folder / f"{name}.{self.material[:12]}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -119,6 +102,7 @@ class SecondPass:
             rounded = {k: v.to(self.storage_dtype).to(self.model.dtype) if v.dtype == torch.float64 else v for k, v in stored.items()}
             module.load_state_dict(rounded, strict=True, assign=True)
             student.get_submodule(owner).register_module(child, module.eval())
+        link(replacement.specs, lambda name: student.get_submodule(name.removeprefix(prefix)))
 
     def _tensors(self, student: nn.Module, parts: Sequence[Part], prefix: str) -> dict[str, Tensor]:
         state = student.state_dict()
@@ -163,8 +147,10 @@ class SecondPass:
             weights[f"{module}.weight"] = shifted.T if architecture.conv1d else shifted
             if part.replacement.tensors.get(f"{module}.bias") is not None or bias is not None:
                 weights[f"{module}.bias"] = offset if bias is None else offset + bias
-        gradient = self.gradients.read(part.unit.group.name)
-        statistics: dict[str, Statistic] = {"input": moments.input, **({} if gradient is None else {"gradient": gradient})}
+        modules = part.unit.group.modules
+        statistics: dict[str, Statistic] = {f"input:{module}": moments.input for module in modules}
+        gradients = {f"gradient:{module}": self.gradients.read(module) for module in modules}
+        statistics |= {key: gradient for key, gradient in gradients.items() if gradient is not None}
         artefact = part.method.fit(replace(material, weights=weights, statistics=statistics))
         return replace(part, replacement=part.method.replace(part.unit.group, artefact, architecture))
 

@@ -7,27 +7,22 @@ ends with the same bytes.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress import checkpoint, data
-from compress.methods.base import Artefact, Material, Method, Need, Preview, Replacement
-from compress.numerics.statistics import Moments
+from compress.first_pass import BATCH_TOKENS, FirstPass, Progress
+from compress.methods.base import Artefact, Method, Preview, Replacement
 from compress.plan import Plan
 from compress.recipe import Recipe
-from compress.refine import Gradients, Part, SecondPass
-from compress.streaming import Boundaries, Hidden, StreamedModel
-from compress.taps import Collector
-from compress.units import Unit, allocated, control_steps, units_of
-
-BATCH_TOKENS = 2048  # tokens per forward pass: enough to keep the matrix products busy, little enough to stay small
-Progress = Callable[[str, int], Callable[[], None]]  # (description, total) → advance by one
+from compress.refine import Part, SecondPass
+from compress.streaming import StreamedModel
+from compress.units import Unit, allocated, control_steps, layers_of, units_of
 
 _TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
@@ -44,14 +39,11 @@ class Job:
     recipe: Recipe
     model: StreamedModel
     variants: Mapping[str, list[Unit]]
+    work: Path  # unit files, gradients, refined layers: runs that differ in late decisions only may share it
 
     @property
     def second_pass(self) -> bool:
         return self.recipe.propagate_error or self.recipe.refine is not None
-
-    @property
-    def work(self) -> Path:
-        return self.recipe.output / "work"
 
     @property
     def units(self) -> list[Unit]:
@@ -60,8 +52,11 @@ class Job:
         return sorted(seen.values(), key=lambda u: (u.group.layer, u.group.step, u.group.name))
 
 
-def prepare(recipe: Recipe) -> Job:
-    """Check a recipe against config.json and the safetensors headers; reads no weight. Raises ValueError or FileNotFoundError."""
+def prepare(recipe: Recipe, work: Path | None = None) -> Job:
+    """Check a recipe against config.json and the safetensors headers; reads no weight. Raises ValueError or FileNotFoundError.
+
+    `work` is where unit files go, by default `<output>/work`; several recipes may share one.
+    """
     folder = checkpoint.locate(data.resolve_model(recipe.model.name), recipe.model.revision)
     model = StreamedModel(folder)
     architecture, layers = model.architecture, model.n_layers
@@ -69,7 +64,9 @@ def prepare(recipe: Recipe) -> Job:
     for control in recipe.evaluation.controls:
         steps = control_steps(recipe.steps, control)
         variants[control] = units_of(recipe.model_copy(update={"steps": steps}), architecture, layers)
-    job = Job(recipe, model, variants)
+    job = Job(recipe, model, variants, work or recipe.output / "work")
+    if job.second_pass and any(len(layers_of(unit.group.modules, architecture)) > 1 for unit in variants["compressed"]):
+        raise ValueError("propagate_error and refine work layer by layer; set layers_together: 1, or leave them out")
     previews(job)
     return job
 
@@ -102,14 +99,14 @@ def expected_peak_bytes(job: Job) -> int:
     return 2 * max(per_layer) + statistics + hidden + 3 * largest // 2 + min(total, checkpoint.SHARD_BYTES)
 
 
-def fit(recipe: Recipe, *, fresh: bool = False, progress: Progress = silent) -> Path:
+def fit(recipe: Recipe, *, fresh: bool = False, progress: Progress = silent, work: Path | None = None) -> Path:
     """Run a recipe and return the checkpoint folder. Finished units of an earlier, interrupted run are taken over unless `fresh`."""
-    job = prepare(recipe)
+    job = prepare(recipe, work)
     if fresh:
         shutil.rmtree(job.work, ignore_errors=True)
     tokens = tokens_of(job)
     material = material_of(job, tokens)
-    fit_units(job, tokens, material, progress)
+    first_pass(job, material).run(job.units, tokens, progress)
     replacements = {name: replace(job, units, material) for name, units in job.variants.items()}
     if job.second_pass:
         replacements["compressed"] = second_pass(job, tokens, material, progress)
@@ -130,111 +127,15 @@ def material_of(job: Job, tokens: Tensor | None = None) -> str:
     return checkpoint.hash_json([job.model.shards.fingerprint(), data.token_hash(tokens), job.recipe.seed])
 
 
-def fit_units(job: Job, tokens: Tensor, material: str, progress: Progress) -> None:
-    """Stream the calibration tokens through the layers; at each, collect what its unfinished units need and fit them.
-
-    Where a method asks for gradients, the hidden states before each layer are kept in files and a backward sweep follows: the layers
-    come last to first, each run again from its own inputs.
-    """
-    todo = [unit for unit in job.units if not _finished(job, unit, material)]
-    if not todo:
-        return
-    model = job.model
-    needs = {id(unit): unit.method.needs(unit.group, model.architecture) for unit in todo}
-    kinds = {need.statistic for wanted in needs.values() for need in wanted.values()}
-    by_layer = {i: [unit for unit in todo if unit.group.layer == i] for i in range(model.n_layers)}
-    hidden = model.embed(tokens, max(1, BATCH_TOKENS // tokens.shape[1])) if kinds else None
-    batches = len(hidden.states) if hidden is not None else 0
-    if hidden is None:
-        tick = progress("fit", len(todo))
-        for index, units in by_layer.items():
-            if units:
-                with model.resident(index) as layer:
-                    _fit_layer(job, units, [{}] * len(units), None, layer, material, tick)
-        return
-    backward = "gradient" in kinds
-    last = model.n_layers - 1 if backward else max(unit.group.layer for unit in todo)
-    boundaries = Boundaries(job.work / "boundaries", hidden) if backward else None
-    tick = progress("calibrate and fit", (last + 1) * batches * (2 if backward else 1) + len(todo))
-    for index in range(last + 1):
-        wanted = [] if backward else [needs[id(unit)] for unit in by_layer[index]]
-        if boundaries is not None:
-            boundaries.save(index)
-        with model.resident(index) as layer:
-            collector = _collector(job, wanted, layer, index, hidden)
-            hidden.advance(layer, index, model.architecture.layer(index), collector, tick)
-            if not backward:
-                _fit_layer(job, by_layer[index], wanted, collector, layer, material, tick)
-    if boundaries is None:
-        return
-    gradients = hidden.gradients_at_top(model, tokens)
-    for index in range(last, min(unit.group.layer for unit in todo) - 1, -1):
-        boundaries.load(index)
-        wanted = [needs[id(unit)] for unit in by_layer[index]]
-        with model.resident(index) as layer:
-            collector = _collector(job, wanted, layer, index, hidden)
-            if job.second_pass:
-                leaving = Moments(gradients[0].shape[-1])
-                for gradient in gradients:
-                    leaving.update(gradient.flatten(0, 1))
-                gradient_files(job, material).write(f"layer.{index}", leaving)
-            hidden.retreat(layer, index, gradients, collector, tick)
-            _fit_layer(job, by_layer[index], wanted, collector, layer, material, tick)
-    boundaries.delete()
-
-
-def gradient_files(job: Job, material: str) -> Gradients:
-    return Gradients(job.work / "gradients", material)
-
-
-def _finished(job: Job, unit: Unit, material: str) -> bool:
-    """Whether the unit's file is there and valid, and with it what a second pass reads."""
-    if checkpoint.read_unit(unit.file(job.work, material), unit.fingerprint(material)) is None:
-        return False
-    needs = unit.method.needs(unit.group, job.model.architecture)
-    if not job.second_pass or all(need.statistic != "gradient" for need in needs.values()):
-        return True
-    files = gradient_files(job, material)
-    return files.read(unit.group.name) is not None and files.read(f"layer.{unit.group.layer}") is not None
-
-
-def _collector(job: Job, wanted: Sequence[Mapping[str, Need]], layer: nn.Module, index: int, hidden: Hidden) -> Collector:
-    architecture = job.model.architecture
-    flat = [need for needs in wanted for need in needs.values()]
-    return Collector(flat, layer, architecture.layer(index) + ".", hidden.tokens, architecture)
-
-
-def _fit_layer(
-    job: Job,
-    units: Sequence[Unit],
-    wanted: Sequence[Mapping[str, Need]],
-    collector: Collector | None,
-    layer: nn.Module,
-    material: str,
-    tick: Callable[[], None],
-) -> None:
-    """Fit the units of one resident layer and write their files."""
-    if collector is not None:
-        collector.close()
-    weights = job.model.layer_weights(units[0].group.layer) if units else {}
-    for unit, needs in zip(units, wanted, strict=True):
-        statistics = {key: collector[need] for key, need in needs.items()} if collector is not None else {}
-        if job.second_pass and isinstance(gradient := statistics.get("gradient"), Moments):
-            gradient_files(job, material).write(unit.group.name, gradient)
-        started = time.perf_counter()
-        artefact = unit.method.fit(Material(unit.group, job.model.architecture, weights, statistics, layer, job.recipe.seed))
-        seconds = time.perf_counter() - started
-        file = unit.file(job.work, material)
-        checkpoint.write_json(file.with_suffix(".json"), {"seconds": round(seconds, 3)})
-        checkpoint.write_unit(file, artefact, unit.fingerprint(material))
-        tick()
+def first_pass(job: Job, material: str) -> FirstPass:
+    return FirstPass(job.model, job.work, material, job.recipe.seed, job.second_pass)
 
 
 def decided(job: Job, units: Sequence[Unit], material: str) -> list[tuple[Method, Artefact]]:
     """Each finished unit's method, with ranks that share a budget chosen together, and its artefact."""
     artefacts = []
     for unit in units:
-        artefact = checkpoint.read_unit(unit.file(job.work, material), unit.fingerprint(material))
+        artefact = first_pass(job, material).artefact(unit)
         if artefact is None:
             raise FileNotFoundError(f"{unit.file(job.work, material)} is missing or damaged; run fit again")
         artefacts.append(artefact)
@@ -262,7 +163,7 @@ def second_pass(job: Job, tokens: Tensor, material: str, progress: Progress) -> 
         storage_dtype(job.model),
         job.recipe.seed,
         job.work,
-        gradient_files(job, material),
+        first_pass(job, material).gradients,
     )
     tick = progress("refine layers", len(layers))
     batch = max(1, BATCH_TOKENS // tokens.shape[1])

@@ -54,8 +54,15 @@ def _units_of_step(index: int, step: Step, architecture: Architecture, n_layers:
         chains = {i: tuple(f"{architecture.layer(i)}.{name}" for name in architecture.mlp) for i in layers}
         return [Unit(step, Group(f"{step.method}.{chain[-1]}", index, i, chain)) for i, chain in chains.items()]
     names = target_modules(step.targets, architecture, n_layers)
-    located = {name: architecture.locate(name) for name in names}
-    return [Unit(step, Group(f"{step.method}.{name}", index, place[0], (name,))) for name, place in located.items() if place]
+    sets = step.options.groups(names, architecture) if isinstance(step.options, LowRankMethod) else [(name,) for name in names]
+    return [
+        Unit(step, Group(f"{step.method}.{members[0]}", index, layers_of(members, architecture)[-1], members)) for members in sets
+    ]
+
+
+def layers_of(modules: Sequence[str], architecture: Architecture) -> list[int]:
+    """The layers some linears are in, ascending."""
+    return sorted({place[0] for module in modules if (place := architecture.locate(module)) is not None})
 
 
 def _refuse_overlaps(units: Sequence[Unit], architecture: Architecture) -> None:

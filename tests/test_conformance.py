@@ -14,7 +14,7 @@ from compress.evaluate import compare
 
 IDS = torch.arange(60).view(2, 30) % 90
 MAIN = ("llama", "qwen2", "gpt2", "opt")
-LOW_RANK = ("feature_space", "weight_svd")
+LOW_RANK = ("feature_space", "weight_svd", "whitened_svd")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,8 @@ def test_error_is_monotone_in_rank(folders, tmp_path, method, model_type):
         {"method": "skip_mlp", "layers": [0, 1], "output": "mean"},
         {"method": "skip_mlp", "layers": [0], "output": "zero"},
         {"method": "mlp_bottleneck", "layers": [1], "inputs": 8, "outputs": 4},
+        {"method": "prune_channels", "layers": [0, 1], "keep": 0.5},
+        {"method": "feature_space", "importance": "fisher", "form": "pivoted", "rank": {"budget": 0.6}},
         {
             "method": "symbolic_mlp",
             "layers": [1],
@@ -146,3 +148,106 @@ def test_interrupted_after_any_unit_ends_with_the_same_bytes(folders, tmp_path, 
         run.fit(recipe)
         for name in ("model.safetensors", "config.json", "modeling_compress.py", "tokenizer.json"):
             assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_pruning_no_channel_is_the_mlp(folders, tmp_path):
+    for model_type in MAIN:
+        source = folders(model_type)
+        out = run.fit(tiny_recipe(source, tmp_path / model_type, {"method": "prune_channels", "layers": "all", "keep": 1.0}))
+        torch.testing.assert_close(logits(out), logits(source), rtol=0, atol=2e-3)
+
+
+SHARES = {
+    "kv": {"share": [["k", "v"]]},
+    "qkv, gate up": {"share": [["q", "k", "v"], ["gate", "up"]]},
+    "v over two layers": {"share": [["v"]], "layers_together": 2},
+}
+
+
+@pytest.mark.parametrize("form", ["plain", "pivoted"])
+@pytest.mark.parametrize("share", SHARES.values(), ids=SHARES)
+def test_shared_basis_is_stored_once_and_is_the_stacked_truncation(folders, tmp_path, share, form):
+    source = folders("llama")
+    step = {"method": "shared_basis", "rank": {"keep": 0.6}, "form": form, **share}
+    out = run.fit(tiny_recipe(source, tmp_path, step))
+    specs = json.loads((out / "config.json").read_text())["quantization_config"]["modules"]
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    assert sum(name.endswith(".basis") for name, _ in model.named_parameters()) == sum(s["options"].get("owner") is None for s in specs)
+    original = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    owners = {s["options"].get("owner") or s["module"] for s in specs}
+    for owner in owners:
+        members = [s["module"] for s in specs if (s["options"].get("owner") or s["module"]) == owner]
+        modules = [model.get_submodule(name) for name in members]
+        rank = modules[0].rank
+        eye = torch.eye(modules[0].in_features)
+        with torch.no_grad():
+            product = torch.cat([(m(eye) - m(torch.zeros_like(eye))).T for m in modules])
+        assert int(torch.linalg.matrix_rank(product, rtol=1e-4)) == rank
+        assert product.shape == torch.cat([original.get_submodule(name).weight for name in members]).shape
+
+
+def test_shared_basis_is_computed_once_per_input(folders, tmp_path, monkeypatch):
+    out = run.fit(tiny_recipe(folders("llama"), tmp_path, {"method": "shared_basis", "rank": {"keep": 0.5}, "share": [["q", "k", "v"]]}))
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    owner = model.model.layers[0].self_attn.q_proj
+    products = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w, b=None: (products.append(w is owner.basis), linear(x, w, b))[1])
+    with torch.no_grad():
+        first = model(IDS).logits
+        assert sum(products) == 1
+        second = model(IDS + 1).logits
+    assert sum(products) == 2
+    assert not torch.equal(first, second)
+
+
+def total_kl(out, source, recipe):
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    return compare(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32), base, run.tokens_of(run.prepare(recipe)))["kl"]
+
+
+def test_each_lever_lowers_the_divergence_on_calibration_text(folders, tmp_path):
+    source = folders("llama")
+    fisher = {"importance": "fisher", "form": "pivoted"}
+    steps = {
+        "whitened": ({"method": "whitened_svd", "rank": {"keep": 0.6}}, {}),
+        "pivoted": ({"method": "feature_space", "rank": {"keep": 0.6}, **fisher}, {}),
+        "allocated": ({"method": "feature_space", "rank": {"budget": 0.6}, **fisher}, {}),
+        "refined": ({"method": "feature_space", "rank": {"budget": 0.6}, **fisher}, {"refine": {"steps": 60, "lr": 3e-3}}),
+    }
+    kl, kept = {}, {}
+    for name, (step, more) in steps.items():
+        recipe = tiny_recipe(source, tmp_path / name, step, **more)
+        out = run.fit(recipe)
+        kl[name] = total_kl(out, source, recipe)
+        p = json.loads((out / "report.json").read_text())["parameters"]
+        kept[name] = p["targeted_compressed"] / p["targeted_baseline"]
+    assert kl["whitened"] > kl["pivoted"] > kl["allocated"] > kl["refined"]
+    assert all(value <= 0.6 for value in kept.values()), kept
+
+
+@pytest.mark.parametrize("model_type", MAIN)
+def test_error_propagation_lowers_the_divergence(folders, tmp_path, model_type):
+    source = folders(model_type)
+    kl = {}
+    for propagate in (False, True):
+        recipe = tiny_recipe(
+            source, tmp_path / str(propagate), {"method": "feature_space", "rank": {"keep": 0.4}}, propagate_error=propagate
+        )
+        kl[propagate] = total_kl(run.fit(recipe), source, recipe)
+    assert kl[True] < kl[False]
+
+
+def test_second_pass_resumes_with_the_same_bytes(folders, tmp_path, monkeypatch):
+    source = folders("qwen2")
+    step = {"method": "feature_space", "importance": "fisher", "rank": {"budget": 0.5}, "form": "pivoted"}
+    more = {"propagate_error": True, "refine": {"steps": 5}}
+    whole = run.fit(tiny_recipe(source, tmp_path / "whole", step, **more))
+    recipe = tiny_recipe(source, tmp_path / "broken", step, **more)
+    layer = run.SecondPass._layer
+    monkeypatch.setattr(run.SecondPass, "_layer", lambda self, module, index, *a: layer(self, module, index, *a) if index == 0 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.fit(recipe)
+    monkeypatch.setattr(run.SecondPass, "_layer", layer)
+    broken = run.fit(recipe)
+    assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor
 
 from compress.methods.base import Material
-from compress.methods.low_rank import LowRankMethod
-from compress.numerics.statistics import Moments
+from compress.methods.low_rank import LowRankMethod, merged_inputs
 
 
 class FeatureSpace(LowRankMethod):
@@ -17,7 +14,7 @@ class FeatureSpace(LowRankMethod):
     reference = "SFSD-LLM (ACL 2024), feature-space decomposition"
 
     def input_metric(self, material: Material) -> Tensor:
-        return cast(Moments, material.statistics["input"]).covariance
+        return merged_inputs(material).covariance
 
     def mean_input(self, material: Material) -> Tensor:
-        return cast(Moments, material.statistics["input"]).mean
+        return merged_inputs(material).mean

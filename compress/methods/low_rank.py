@@ -1,10 +1,14 @@
-"""What the low-rank linear methods share: the unit is one matrix, its artefact the decomposition at every rank that could ship."""
+"""What the low-rank linear methods share: the artefact is the decomposition at every rank that could ship.
+
+A group is one matrix, or several that read the same basis: their weights are stacked and decomposed as one.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -32,9 +36,15 @@ class LowRankMethod(Method):
         "none", description="fisher: weight output errors by the second moment of the loss gradient (one backward pass)"
     )
 
+    def groups(self, modules: Sequence[str], architecture: Architecture) -> list[tuple[str, ...]]:
+        """The targeted modules in the sets that are decomposed together; by default each alone."""
+        return [(module,) for module in modules]
+
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
-        needs = {"input": Need(group.modules[0])}
-        return needs | ({"gradient": Need(group.modules[0], statistic="gradient")} if self.importance == "fisher" else {})
+        needs = {f"input:{module}": Need(module) for module in group.modules}
+        if self.importance == "fisher":
+            needs |= {f"gradient:{module}": Need(module, statistic="gradient") for module in group.modules}
+        return needs
 
     def target(self, weight: Tensor) -> Tensor:
         """What is decomposed, of W (d_out, d_in)."""
@@ -49,76 +59,137 @@ class LowRankMethod(Method):
         return None
 
     def output_metric(self, material: Material) -> Tensor | None:
-        """G of `factorize`, (d_out, d_out), damped; None for the identity."""
+        """G of `factorize`, (d_out, d_out), damped, block diagonal over the group's modules; None for the identity."""
         if self.importance == "none":
             return None
-        moment = cast(Moments, material.statistics["gradient"]).second_moment
-        floor = GRADIENT_DAMPING * float(moment.diagonal().mean())
-        return moment + floor * torch.eye(moment.shape[0], dtype=moment.dtype)
+        blocks = [cast(Moments, material.statistics[f"gradient:{module}"]).second_moment for module in material.group.modules]
+        metric = torch.block_diag(*blocks)
+        floor = GRADIENT_DAMPING * float(metric.diagonal().mean())
+        return metric.add_(torch.eye(metric.shape[0], dtype=metric.dtype), alpha=floor)
 
     def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
-        module = group.modules[0]
-        d_out, d_in = _oriented(shapes[f"{module}.weight"], architecture)
-        rank = self.rank.known_before_fit(module, d_out, d_in, self.form)
+        each = [_oriented(shapes[f"{module}.weight"], architecture) for module in group.modules]
+        d_out, d_in = sum(rows for rows, _ in each), each[0][1]
+        name = group.modules[0] + (f" + {len(each) - 1}" if len(each) > 1 else "")
+        rank = self.rank.known_before_fit(group.modules[0], d_out, d_in, self.form)
         after = None if rank is None else parameters(rank, d_out, d_in, self.form)
         listed = self.rank.table is not None or self.rank.ranks is not None
         note = f"rank {rank}" if rank is not None else "dense" if listed else "rank from the spectra"
         after = d_out * d_in if rank is None and listed else after
-        return [Preview(module, (d_out, d_in), d_out * d_in, after, note)]
+        return [Preview(name, (d_out, d_in), d_out * d_in, after, note)]
 
     def fit(self, material: Material) -> Artefact:
-        module = material.group.modules[0]
-        weight, bias = material.linear(module)
+        each = [material.linear(module) for module in material.group.modules]
+        weight = torch.cat([w for w, _ in each])
         result = factorize(self.target(weight), self.input_metric(material), self.output_metric(material))
         d_out, d_in = weight.shape
         most = result.max_rank if self.form == "pivoted" else min(result.max_rank, math.floor(break_even(d_out, d_in)))
         left, right = result.truncate(most)
         tensors = {"left": left.float().contiguous(), "right": right.float().contiguous(), "spectrum": result.spectrum}
         mean = self.mean_input(material)
-        offset = torch.zeros(d_out, dtype=torch.float64) if bias is None else bias
+        biased = [b is not None for _, b in each]
+        if mean is not None or any(biased):
+            tensors["output_mean"] = torch.cat([torch.zeros(len(w), dtype=torch.float64) if b is None else b for w, b in each])
         if mean is not None:
-            tensors["output_mean"] = weight @ mean + offset
+            tensors["output_mean"] += weight @ mean
             tensors["latent_mean"] = right @ mean
-        elif bias is not None:
-            tensors["output_mean"] = offset
-        return Artefact(tensors, {"shape": [d_out, d_in]})
+            biased = [True] * len(each)
+        return Artefact(tensors, {"shape": [d_out, d_in], "rows": [len(w) for w, _ in each], "biased": biased})
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
-        module = group.modules[0]
         d_out, d_in = artefact.metadata["shape"]
         spectrum = artefact.tensors["spectrum"]
-        rank = self.rank.choose(module, d_out, d_in, self.form, spectrum)
-        row = {"module": module, "parameters_before": d_out * d_in}
+        rank = self.rank.choose(group.modules[0], d_out, d_in, self.form, spectrum)
+        row = {"module": " + ".join(group.modules), "parameters_before": d_out * d_in}
         if rank is None:
             return Replacement((), {}, (), ({**row, "kind": "dense", "rank": None, "parameters": d_out * d_in, "relative_error": 0.0},))
         left, right = (artefact.tensors[k].to(torch.float64) for k in ("left", "right"))
-        kind, tensors, note = _factors(left[:, :rank], right[:rank], self.form)
-        if (mean := artefact.tensors.get("output_mean")) is not None:
-            latent = artefact.tensors.get("latent_mean")
-            tensors["bias"] = mean if latent is None else mean - left[:, :rank] @ latent[:rank]
-        options = {"in_features": d_in, "out_features": d_out, "rank": rank, "bias": "bias" in tensors}
-        error = Decomposition(left, right, spectrum).relative_error(rank)
-        stored = parameters(rank, d_out, d_in, "pivoted" if kind == "pivoted_linear" else "plain")
-        row |= {"kind": kind, "rank": rank, "parameters": stored, "relative_error": error, **note}
-        return Replacement(
-            (ModuleSpec(module=module, kind=kind, options=options),),
-            {f"{module}.{name}": value for name, value in tensors.items()},
-            (module,),
-            (row,),
-        )
+        factors, note = _factors(left[:, :rank], right[:rank], self.form)
+        bias = artefact.tensors.get("output_mean")
+        if bias is not None and (latent := artefact.tensors.get("latent_mean")) is not None:
+            bias = bias - left[:, :rank] @ latent[:rank]
+        specs, tensors = members(group.modules, artefact.metadata, factors, bias)
+        row |= {
+            "kind": specs[0].kind,
+            "rank": rank,
+            "parameters": parameters(rank, d_out, d_in, "pivoted" if factors.order is not None else "plain"),
+            "relative_error": Decomposition(left, right, spectrum).relative_error(rank),
+            **note,
+        }
+        return Replacement(tuple(specs), tensors, group.modules, (row,))
 
 
-def _factors(left: Tensor, right: Tensor, form: Form) -> tuple[str, dict[str, Tensor], dict[str, object]]:
-    """(kind, tensors, report note) of one product in the wanted form, or in plain form where the pivots are ill-conditioned."""
+@dataclass(frozen=True)
+class Factors:
+    """A product in storage form: plain weight (d_out, r), or pivoted weight (d_out − r, r) with `order`; see PivotedLinear."""
+
+    weight: Tensor
+    basis: Tensor
+    order: Tensor | None
+
+
+def members(
+    modules: Sequence[str], metadata: Mapping[str, Any], factors: Factors, bias: Tensor | None
+) -> tuple[list[ModuleSpec], dict[str, Tensor]]:
+    """Specs and tensors of the modules whose stacked weight `factors` is; several share the basis that the first one stores."""
+    rank, d_in = factors.basis.shape
+    specs, tensors = [], {}
+    start = 0
+    for position, (module, rows, biased) in enumerate(zip(modules, metadata["rows"], metadata["biased"], strict=True)):
+        part = slice(start, start + rows)
+        start += rows
+        own: dict[str, Tensor] = {"weight": factors.weight[part]} if factors.order is None else _own_rows(factors, part)
+        options: dict[str, Any] = {"in_features": d_in, "out_features": rows, "rank": rank, "bias": biased and bias is not None}
+        if options["bias"] and bias is not None:
+            own["bias"] = bias[part]
+        if position == 0:
+            own["basis"] = factors.basis
+        kind = "low_rank_linear" if factors.order is None else "pivoted_linear"
+        if len(modules) > 1:
+            kind = "shared_linear"
+            options |= {"stored_rows": len(own["weight"]), "owner": None if position == 0 else modules[0]}
+        specs.append(ModuleSpec(module=module, kind=kind, options=options))
+        tensors |= {f"{module}.{name}": value for name, value in own.items()}
+    return specs, tensors
+
+
+def _own_rows(factors: Factors, part: slice) -> dict[str, Tensor]:
+    """One module's share of a pivoted stack: the coefficients of its rows that are no pivots, and its order over [pivots; those]."""
+    assert factors.order is not None
+    rank = factors.basis.shape[0]
+    order = factors.order[part]
+    stored = order[order >= rank]  # rows of the stack's weight this module reads, as rank + index
+    place = {int(index): rank + i for i, index in enumerate(stored)}
+    local = torch.tensor([int(i) if int(i) < rank else place[int(i)] for i in order], dtype=torch.int64)
+    weight = factors.weight[stored - rank]
+    return {"weight": weight} if len(stored) == len(order) else {"weight": weight, "order": local}
+
+
+def _factors(left: Tensor, right: Tensor, form: Form) -> tuple[Factors, dict[str, object]]:
+    """One product in the wanted form, or in plain form where the pivots are ill-conditioned; and a note for the report."""
     if form == "pivoted":
         pivots = pivoted(left, right)
         if pivots is not None:
-            tensors = {"weight": pivots.weight, "basis": pivots.basis, "order": pivots.order}
-            return "pivoted_linear", tensors, {"growth": pivots.growth}
+            return Factors(pivots.weight, pivots.basis, pivots.order), {"growth": pivots.growth}
     # Balanced scales: both factors get the root of each component's size, which 16-bit storage rounds best.
     scale = (right.norm(dim=1) / left.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
     note = {"note": "pivots ill-conditioned: plain form"} if form == "pivoted" else {}
-    return "low_rank_linear", {"weight": left * scale, "basis": right / scale[:, None]}, note
+    return Factors(left * scale, right / scale[:, None], None), note
+
+
+def merged_inputs(material: Material) -> Moments:
+    """The input moments of the group: one accumulator where its modules read the same activation, else all layers' together."""
+    distinct: list[Moments] = []
+    for module in material.group.modules:
+        moments = cast(Moments, material.statistics[f"input:{module}"])
+        if all(moments is not other for other in distinct):
+            distinct.append(moments)
+    if len(distinct) == 1:
+        return distinct[0]
+    total = Moments(distinct[0].mean.shape[0])
+    for moments in distinct:
+        total.merge(moments)
+    return total
 
 
 def _oriented(shape: tuple[int, ...], architecture: Architecture) -> tuple[int, int]:

@@ -29,8 +29,8 @@ class Latents(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    inputs: PositiveInt = Field(32, description="principal components of the MLP's input that the expressions read")
-    outputs: PositiveInt = Field(8, description="principal components of its output, one expression each")
+    inputs: PositiveInt = Field(default=32, description="principal components of the MLP's input that the expressions read")
+    outputs: PositiveInt = Field(default=8, description="principal components of its output, one expression each")
 
 
 class SymbolicSurrogate(Method):
@@ -38,7 +38,7 @@ class SymbolicSurrogate(Method):
 
     reference = "SymTorch, section 4.1 and table 1; PCA + PySR of astroautomata/LLM_PCA"
     replaces = "mlp"
-    decided_late = frozenset({"choose", "clamp"})
+    decided_late = frozenset({"choose"})
 
     latents: Latents = Field(
         Latents(), description="{inputs: principal components read, outputs: principal components written}"
@@ -82,7 +82,7 @@ class SymbolicSurrogate(Method):
         # Standardised on the rows that are fitted; the scales live in the projections, so they cost nothing when it runs.
         z, z_mean, z_scale = _standardise(reader.latents(values[:, :d_model]), cut)
         y, y_mean, y_scale = _standardise(writer.latents(values[:, d_model:]), cut)
-        fronts = regress_each(z[:cut], y[:cut], self.engine, material.seed, (z[cut:], y[cut:]))
+        fronts = regress_each(z[:cut], y[:cut], self.engine, material.seed, (z[cut:], y[cut:]), clamp=self.clamp)
         tensors = {
             "basis": (reader.components / z_scale).T.contiguous(),
             "offset": -(reader.mean @ reader.components + z_mean) / z_scale,

@@ -22,7 +22,7 @@ class WeightSVD(LowRankMethod):
     )
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
-        return {k: need for k, need in super().needs(group, architecture).items() if k != "input"}
+        return {k: need for k, need in super().needs(group, architecture).items() if not k.startswith("input:")}
 
     def target(self, weight: Tensor) -> Tensor:
         """The published PCA decomposes W − mean row and never adds the mean back."""

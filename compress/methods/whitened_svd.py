@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor
 
 from compress.methods.base import Material
-from compress.methods.low_rank import LowRankMethod
-from compress.numerics.statistics import Moments
+from compress.methods.low_rank import LowRankMethod, merged_inputs
 
 
 class WhitenedSVD(LowRankMethod):
@@ -17,4 +14,4 @@ class WhitenedSVD(LowRankMethod):
     reference = "SVD-LLM (ICLR 2025), truncation-aware data whitening"
 
     def input_metric(self, material: Material) -> Tensor:
-        return cast(Moments, material.statistics["input"]).second_moment
+        return merged_inputs(material).second_moment

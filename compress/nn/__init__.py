@@ -2,13 +2,14 @@
 
 from torch import nn
 
-from compress.nn.linear import DenseLinear, LowRankLinear, PivotedLinear
+from compress.nn.linear import DenseLinear, LowRankLinear, PivotedLinear, SharedLinear
 from compress.nn.mlp import AffineMLP, IdentityMLP, MeanMLP, PassThrough, ZeroMLP
 from compress.nn.symbolic import SymbolicMLP
 
 KINDS: dict[str, type[nn.Module]] = {
     "low_rank_linear": LowRankLinear,
     "pivoted_linear": PivotedLinear,
+    "shared_linear": SharedLinear,
     "dense_linear": DenseLinear,
     "pass_through": PassThrough,
     "identity_mlp": IdentityMLP,

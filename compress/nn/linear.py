@@ -47,6 +47,54 @@ class PivotedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+class SharedLinear(nn.Module):
+    """A low-rank (or pivoted) linear whose basis may belong to another module: y = rows(weight, p) + bias, p = owner.basis @ x.
+
+    The owner (owner=None) stores basis (rank, in_features); the others are linked to it after the model is built. Modules that get
+    the very same tensor compute p once: the last p is kept until another input comes. Where the graph is compiled or exported the
+    product is written out each time and common-subexpression elimination merges it.
+    weight (stored_rows, rank): stored_rows = out_features in plain form; fewer in pivoted form, where `order` (out_features,)
+    says which row of [p; weight @ p] each output reads.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, rank: int, bias: bool, stored_rows: int, owner: str | None
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.rank, self.owner = in_features, out_features, rank, owner
+        self.weight = nn.Parameter(torch.empty(stored_rows, rank))
+        self.register_parameter("basis", nn.Parameter(torch.empty(rank, in_features)) if owner is None else None)
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
+        self.pivoted = stored_rows < out_features
+        if self.pivoted:
+            self.register_buffer("order", torch.zeros(out_features, dtype=torch.int64))
+        self._owner: tuple[nn.Module, ...] = (self,) if owner is None else ()
+        self._last: tuple[Tensor, int, Tensor] | None = None
+
+    order: Tensor
+
+    def link(self, owner: nn.Module) -> None:
+        """Read the basis of `owner`; in a tuple, so that its parameters are listed once."""
+        self._owner = (owner,)
+
+    def latent(self, x: Tensor) -> Tensor:
+        """p = basis @ x, (..., rank)"""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing():
+            return F.linear(x, self.basis.to(x.device))
+        version = 0 if x.is_inference() else x._version  # an input changed in place is another input
+        if self._last is None or self._last[0] is not x or self._last[1] != version:
+            self._last = (x, version, F.linear(x, self.basis.to(x.device)))
+        return self._last[2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) → (..., out_features)"""
+        p = self._owner[0].latent(x)
+        y = F.linear(p, self.weight)
+        if self.pivoted:
+            y = torch.cat([p, y], dim=-1).index_select(-1, self.order)
+        return y if self.bias is None else y + self.bias
+
+
 class DenseLinear(nn.Linear):
     """A plain linear of another shape, or with a bias the original did not have: pruned channels, dense fall-backs."""
 
