@@ -14,6 +14,7 @@ from torch import Tensor
 from compress.architecture import Architecture, architecture
 
 SUPPORTED_ROPE = ("default", "linear", "llama3", "yarn")
+_ROPE_NUMBERS = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 # transformers' names → torch; the tanh form of gelu has three names there
 ACTIVATIONS = {
@@ -231,5 +232,6 @@ def _rope(config: Any, head_dim: int) -> Rope:
         fraction = parameters.get("partial_rotary_factor", 1.0) if config.model_type in ("phi", "phi3", "gpt_neox") else 1.0
         return Rope(theta, int(head_dim * fraction))
     frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
-    numbers = ", ".join(f"{k} {v}" for k, v in sorted(parameters.items()) if isinstance(v, int | float))
+    # Only names from this file go into generated code: a config's own keys may hold anything.
+    numbers = ", ".join(f"{key} {float(parameters[key]):g}" for key in _ROPE_NUMBERS if parameters.get(key) is not None)
     return Rope(theta, 2 * len(frequencies), f"{kind} ({numbers})", frequencies.float(), float(scale))

@@ -72,7 +72,7 @@ def surrogate(spec: ModuleSpec, target: str, layer: int) -> Surrogate:
         case "mean_mlp":
             return Surrogate("MeanMLP()", sources({bias: "mean"}), code=MEAN)
         case "affine_mlp":
-            expression = f"LowRankLinear(D_MODEL, D_MODEL, rank={options['rank']}, bias=True)"
+            expression = f"LowRankLinear(D_MODEL, D_MODEL, rank={options['rank']!r}, bias=True)"
             return Surrogate(expression, sources({"basis": "basis", weight: "weight", bias: "bias"}), inlined=LowRankLinear)
         case "symbolic_mlp":
             kept = ["basis", "offset", *(["low", "high"] if options["clamp"] else [])]

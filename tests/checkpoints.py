@@ -182,13 +182,31 @@ def tiny_checkpoint(folder: Path, model_type: str, *kinds: str, seed: int = 0, *
     """
     model = tiny_model(model_type, seed, **overrides)
     if kinds:
-        plan = random_plan(model, *kinds)
-        apply_plan(model, plan)
-        for position, spec in enumerate(plan.modules):
-            randomize(model.get_submodule(spec.module), seed + 1 + position)
-        attach_plan(model, plan)
+        return with_plan(folder, model, random_plan(model, *kinds), seed)
     model.save_pretrained(folder)
     return folder
+
+
+def with_plan(folder: Path, model: Any, plan: Plan, seed: int = 0) -> Path:
+    """Write `model` with this plan applied and seeded noise in the new parameters into `folder` and return it."""
+    apply_plan(model, plan)
+    for position, spec in enumerate(plan.modules):
+        randomize(model.get_submodule(spec.module), seed + 1 + position)
+    attach_plan(model, plan)
+    model.save_pretrained(folder)
+    return folder
+
+
+class ScaledLinear(nn.Module):
+    """Stands for a kind that keeps the linear it replaces; tests add it to `compress.nn.KINDS` and `WRAPPERS`."""
+
+    def __init__(self, original: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.original, self.factor = original, factor
+        self.weight = nn.Parameter(torch.empty(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.original(x) * self.factor
 
 
 _BLOCKER = """\

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checkpoints import LINEAR_KINDS, MLP_KINDS, run_without, tiny_checkpoint
+from checkpoints import LINEAR_KINDS, MLP_KINDS, ScaledLinear, run_without, tiny_checkpoint, tiny_model, with_plan
 from transformers import AutoModelForCausalLM
 
+from compress import nn
 from compress.hf import register
+from compress.plan import ModuleSpec, Plan
 from compress.remote_code import write_remote_code
 
 IDS = list(range(3, 40))
@@ -24,6 +27,7 @@ CASES = {f"qwen2-{kind}": ("qwen2", kind) for kind in (*LINEAR_KINDS, *MLP_KINDS
     "opt-symbolic_mlp": ("opt", "symbolic_mlp"),
     "opt-everything": ("opt", "low_rank_linear", "affine_mlp"),
 }
+WRAPPED = "qwen2-a kind that keeps its original"
 SWAPPED = "qwen2-symbolic_mlp, other expressions in the same layer"
 
 # Every folder is loaded twice in one process: plainly, before any of our code ran there, then trusting the generated file.
@@ -51,20 +55,36 @@ def _digest(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def loads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Any, Any]]:
+def scaled_kind() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(nn.KINDS, "scaled_linear", ScaledLinear)
+        patch.setattr(nn, "WRAPPERS", frozenset({"scaled_linear"}))
+        yield
+
+
+@pytest.fixture(scope="module")
+def loads(tmp_path_factory: pytest.TempPathFactory, scaled_kind: None) -> dict[str, tuple[str, Any, Any]]:
     """Per case: digest of the logits with compress, what a plain load gave without it, what a trusting load gave without it."""
     register()
     root = tmp_path_factory.mktemp("remote")
     folders = {name: tiny_checkpoint(root / name, *case) for name, case in CASES.items()}
+    folders[WRAPPED] = _wrapped(root / "wrapped")
     folders[SWAPPED] = tiny_checkpoint(root / "swapped", "qwen2", "symbolic_mlp")
     config = json.loads((folders[SWAPPED] / "config.json").read_text())
     config["quantization_config"]["modules"][0]["options"]["expressions"].reverse()
     (folders[SWAPPED] / "config.json").write_text(json.dumps(config))
     for folder in folders.values():
         write_remote_code(folder)
+    digests = {name: _digest(folder) for name, folder in folders.items()}
     arguments = json.dumps({name: str(folder) for name, folder in folders.items()}), json.dumps(IDS)
     plain, trusted = json.loads(run_without(["compress"], _LOAD, root, *arguments).splitlines()[-1])
-    return {name: (_digest(folder), plain[name], trusted[name]) for name, folder in folders.items()}
+    return {name: (digests[name], plain[name], trusted[name]) for name in folders}
+
+
+def _wrapped(folder: Path) -> Path:
+    """A checkpoint with a kind that keeps the module it replaces."""
+    plan = Plan(modules=(ModuleSpec(module="model.layers.1.mlp.up_proj", kind="scaled_linear", options={"factor": 0.5}),))
+    return with_plan(folder, tiny_model("qwen2"), plan)
 
 
 # A dense linear of the old shape with a bias that was not there: transformers only warns that it is not used.
@@ -73,14 +93,14 @@ _SAME_SHAPE = pytest.param(
 )
 
 
-@pytest.mark.parametrize("case", [_SAME_SHAPE if case == "qwen2-dense_linear" else case for case in CASES])
+@pytest.mark.parametrize("case", [_SAME_SHAPE if case == "qwen2-dense_linear" else case for case in [*CASES, WRAPPED]])
 def test_a_plain_load_without_compress_raises_instead_of_guessing_weights(loads: Any, case: str) -> None:
     _, plain, _ = loads[case]
     assert isinstance(plain, str), "random weights were loaded"
     assert "size mismatch" in plain or "mismatched" in plain
 
 
-@pytest.mark.parametrize("case", [*CASES, SWAPPED])
+@pytest.mark.parametrize("case", [*CASES, SWAPPED, WRAPPED])
 def test_a_trusting_load_without_compress_has_the_same_logits_bit_for_bit(loads: Any, case: str) -> None:
     expected, _, trusted = loads[case]
     assert trusted == ["CompressedForCausalLM", expected]
