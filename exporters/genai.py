@@ -7,7 +7,7 @@ from typing import Any
 from exporters.onnx_trace import CacheShape
 
 
-def genai_config(model: Any, layers: list[CacheShape], *, positions: bool, file: str = "model.onnx") -> dict[str, Any]:
+def genai_config(model: Any, layers: list[CacheShape], *, positions: bool, file: str) -> dict[str, Any]:
     """The file's content for a model with the optimum naming.
 
     `type` is "decoder": the generic loop, which fits every architecture here (its own "gpt2" expects other names). Past and
