@@ -153,6 +153,7 @@ def attention_class(family: Family, linears: Mapping[str, str], arguments: Seque
         q, k = wide if family.qk_norm == "all" else (norm, norm)
         body += [f"self.q_norm = {q}", f"self.k_norm = {k}"]
     rope = "rope: Rope, " if family.rope else ""
+    letter = "G" if family.kv_heads != family.heads else "H"
     forward = [*_project(family), *_turn(family, names), *_attend(family, names)]
     return text(f'''
         class Attention(nn.Module):
@@ -163,7 +164,7 @@ def attention_class(family: Family, linears: Mapping[str, str], arguments: Seque
                 {in_place(body, 16)}
 
             def forward(self, x: Tensor, {rope}past: KeyValue | None) -> tuple[Tensor, KeyValue]:
-                """x (B, T, D) → (B, T, D), with the keys and values (B, G, S, C) of all tokens so far"""
+                """x (B, T, D) → (B, T, D), with the keys and values (B, {letter}, S, C) of all tokens so far"""
                 B, T, _ = x.shape
                 {in_place(forward, 16)}
         ''')
@@ -243,19 +244,20 @@ def _out() -> str:
 
 
 def mlp_class(family: Family, linears: Mapping[str, str], arguments: Sequence[str]) -> str:
+    act = family.activation.partition(".")[2].partition("(")[0]
     if "gate" in linears:
-        doc = "down(act(gate(x)) · up(x))"
+        doc = f"down({act}(gate(x)) · up(x))"
         forward = [
             f"return self.down({family.activation.format('self.gate(x)')} * self.up(x))  # (B, T, D) → (B, T, F) → (B, T, D)"
         ]
     elif "gate_up" in linears:
-        doc = "down(act(gate) · up), gate and up from one projection"
+        doc = f"down({act}(gate) · up), gate and up from one projection"
         forward = [
             "gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, 2F) → (B, T, F) each",
             f"return self.down(up * {family.activation.format('gate')})",
         ]
     else:
-        doc = "down(act(up(x)))"
+        doc = f"down({act}(up(x)))"
         forward = [f"return self.down({family.activation.format('self.up(x)')})  # (B, T, D) → (B, T, F) → (B, T, D)"]
     body = [f"self.{role} = {text}" for role, text in linears.items()]
     return text(f'''
