@@ -176,7 +176,7 @@ def _affine_r2(z: np.ndarray, y: np.ndarray, cut: int) -> list[float]:
     design = np.column_stack([np.ones(len(z)), z])
     weights = np.linalg.lstsq(design[:cut], y[:cut], rcond=None)[0]
     error = ((y[cut:] - design[cut:] @ weights) ** 2).mean(axis=0)
-    return (1 - error / y[:cut].var(axis=0).clip(1e-300)).tolist()
+    return (1 - error / y[cut:].var(axis=0).clip(1e-300)).tolist()
 
 
 def _inside(name: str, group: Group) -> bool:

@@ -19,7 +19,7 @@ PARSIMONY = 0.01  # "held_out" takes the simplest candidate whose loss is within
 class Candidate:
     """One expression: tree, constants, size and losses.
 
-    A loss is the mean squared error divided by the variance of the training targets: 0 is exact, 1 as good as their mean, and
+    A loss is the mean squared error divided by the variance of the same rows' targets: 0 is exact, 1 as good as their mean, and
     1 − loss is R². `held_out_loss` is None where no rows were held out. `source` says what proposed it.
     """
 

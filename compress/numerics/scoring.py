@@ -62,7 +62,6 @@ class Judge:
         self.low, self.high = rows.z.min(axis=0), rows.z.max(axis=0)
         self.z_held, self.y_held = rows.z_held, rows.y_held[:, k]
         self.scaling, self.must_certify, self.complexities = scaling, certify, complexities
-        self.variance = float(self.y.var()) or 1.0
 
     def front(self, proposals: Sequence[Proposal], notes: Sequence[str]) -> Front:
         judged = [self.candidate(*proposal) for proposal in proposals]
@@ -90,7 +89,7 @@ class Judge:
 
     def loss(self, predicted: np.ndarray, y: np.ndarray) -> float:
         with np.errstate(all="ignore"):
-            return float(np.mean((predicted - y) ** 2)) / self.variance
+            return float(np.mean((predicted - y) ** 2)) / (float(y.var()) or float(self.y.var()) or 1.0)
 
     def certified(self, tree: Tree, constants: Sequence[float]) -> bool:
         try:
