@@ -88,14 +88,19 @@ def fit(
     fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Forget finished units of an earlier run, or take them over.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fit a recipe and write a checkpoint that from_pretrained loads."""
+    """Fit a recipe and write a checkpoint that from_pretrained loads; a list in a rank rule writes one per value."""
+    from compress import sweep as sweeps
     from compress.recipe import load_recipe
 
-    loaded = load_recipe(_packaged(recipe), overrides or [])
     _quiet_transformers()
+    points = sweeps.points_of_lists(_packaged(recipe), overrides or [])
+    if points and not dry_run:
+        _fit_points(points, fresh, as_json)
+        return
+    loaded = points[0].recipe if points else load_recipe(_packaged(recipe), overrides or [])
     from compress import run, tables
 
-    if dry_run:
+    if dry_run:  # of a list, at its first value: the others differ in the ranks alone
         job = run.prepare(loaded)
         rows = [preview for _, preview in run.previews(job)]
         peak = run.expected_peak_bytes(job)
@@ -109,6 +114,34 @@ def fit(
     else:
         _print(tables.fit_table(report))
         print(f"checkpoint: {folder}")
+
+
+@app.command()
+def sweep(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file; `compress recipes ls` lists the packaged ones.")],
+    settings: Annotated[list[str], typer.Option("--set", help="A key and its values: steps.0.rank.keep=0.8,0.6 (repeatable).")],
+    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Forget an earlier run, or take its finished points over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a recipe at every combination of values, from one statistics pass; writes sweep.json and a plot."""
+    _quiet_transformers()
+    from compress import sweep as sweeps
+
+    _fit_points(sweeps.points_of_settings(_packaged(recipe), settings), fresh, as_json)
+
+
+def _fit_points(points: list[Any], fresh: bool, as_json: bool) -> None:
+    from compress import sweep as sweeps
+    from compress import tables
+
+    output = points[0].recipe.output.parent
+    with _progress(as_json) as progress:
+        rows = sweeps.fit_points(points, progress, fresh=fresh)
+    if as_json:
+        _emit({"output": str(output), "points": rows})
+    else:
+        _print(tables.sweep_table(rows))
+        print(f"points: {output / 'sweep.json'}")
 
 
 @app.command()

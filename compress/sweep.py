@@ -2,8 +2,8 @@
 
     --set a=1,2 --set b=x,y ──► 4 recipes ──one first pass over all their units──► 4 checkpoints ──► sweep.json, sweep.png
 
-The points share one work folder. Unit files carry a fingerprint of every option that fitting reads, so points that differ in a rank
-share the decomposition, and points that differ in the method at least share the forward (and backward) pass.
+The points share one work folder. Unit files carry a fingerprint of every option that fitting reads, so points that differ in a
+rank share the decomposition, and points that differ in the method at least share the forward (and backward) pass.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import itertools
 import json
 import math
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
-from compress import checkpoint, data, run
+from compress import checkpoint, run
 from compress.first_pass import FirstPass
 from compress.recipe import Recipe, parse_recipe, read_yaml, set_value
-from compress.run import Progress, silent
+from compress.run import Job, Progress, silent
 
 RANK_LISTS = ("rank", "keep", "budget", "explained_variance")
 
@@ -37,19 +39,25 @@ class Point:
     recipe: Recipe
 
 
-def sweep(recipe: str | Path | Mapping[str, Any], settings: Sequence[str], progress: Progress = silent) -> list[dict[str, Any]]:
+def sweep(
+    recipe: str | Path | Mapping[str, Any], settings: Sequence[str], progress: Progress = silent, *, fresh: bool = False
+) -> list[dict[str, Any]]:
     """Fit a recipe (a file, or plain data) at the product of `key=a,b,c` settings; a key with one value holds for every point.
 
-    Writes `<output>/sweep.json` and, where a key is numeric, `<output>/sweep.png`; each point's checkpoint lies in a folder named by
-    its values. Finished points of an earlier run are taken over. Returns the points of sweep.json. Raises ValueError for settings
-    that vary nothing or make a recipe that is none.
+    Writes `<output>/sweep.json` and, where a key is numeric, `<output>/sweep.png`; each point's checkpoint lies in a folder
+    named by its values. Finished points of an earlier run are taken over unless `fresh`. Returns the points of sweep.json.
     """
+    return fit_points(points_of_settings(recipe, settings), progress, fresh=fresh)
+
+
+def points_of_settings(recipe: str | Path | Mapping[str, Any], settings: Sequence[str]) -> list[Point]:
+    """The points of `sweep`, checked. Raises ValueError for settings that vary nothing or do not make a recipe."""
     origin = str(recipe) if isinstance(recipe, (str, Path)) else "recipe"
     plain = read_yaml(recipe) if isinstance(recipe, (str, Path)) else recipe
     axes = dict(parse_setting(setting) for setting in settings)
     if all(len(values) == 1 for values in axes.values()):
         raise ValueError("a sweep needs a key with several values, such as --set steps.0.rank.keep=0.8,0.6,0.4")
-    return fit_points(points_of(plain, axes, origin), progress)
+    return points_of(plain, axes, origin)
 
 
 def parse_setting(setting: str) -> tuple[str, list[Any]]:
@@ -84,9 +92,13 @@ def rank_lists(plain: Any) -> dict[str, list[Any]]:
     return found
 
 
-def fit_lists(plain: Mapping[str, Any], origin: str, progress: Progress = silent) -> list[dict[str, Any]]:
-    """A recipe whose rank rules hold lists: one checkpoint per value in `<output>/<value>`. Returns the points as `sweep` does."""
-    return fit_points(points_of(plain, rank_lists(plain), origin, bare=True), progress)
+def points_of_lists(path: Path, overrides: Sequence[str] = ()) -> list[Point]:
+    """The points of a recipe whose rank rules hold lists, named by their values alone; none where no rule does."""
+    plain = read_yaml(path)
+    for override in overrides if isinstance(plain, dict) else ():
+        set_value(plain, override)
+    axes = rank_lists(plain)
+    return points_of(plain, axes, str(path), bare=True) if axes else []
 
 
 def points_of(plain: Any, axes: Mapping[str, Sequence[Any]], origin: str = "recipe", bare: bool = False) -> list[Point]:
@@ -108,9 +120,12 @@ def points_of(plain: Any, axes: Mapping[str, Sequence[Any]], origin: str = "reci
     return points
 
 
-def fit_points(points: Sequence[Point], progress: Progress = silent) -> list[dict[str, Any]]:
+def fit_points(points: Sequence[Point], progress: Progress = silent, *, fresh: bool = False) -> list[dict[str, Any]]:
     """Fit every point that has no checkpoint yet, all statistics first, in one pass per distinct model and calibration text."""
     root = points[0].recipe.output.parent
+    if fresh:
+        shutil.rmtree(root / "work", ignore_errors=True)
+        (root / "sweep.json").unlink(missing_ok=True)
     jobs = [run.prepare(point.recipe, root / "work") for point in points]
     tokens = {}
     materials = []
@@ -119,17 +134,15 @@ def fit_points(points: Sequence[Point], progress: Progress = silent) -> list[dic
         tokens.setdefault(key, run.tokens_of(job) if key not in tokens else None)
         materials.append(run.material_of(job, tokens[key]))
     known = {row["name"]: row for row in (checkpoint.read_json(root / "sweep.json") or {}).get("points", [])}
-    rows = {p.name: known[p.name] for p, m in zip(points, materials, strict=True) if p.name in known and _is_of(known[p.name], p, m)}
+    rows = {
+        point.name: known[point.name]
+        for point, material in zip(points, materials, strict=True)
+        if point.name in known and _is_of(known[point.name], point, material)
+    }
     waiting = [i for i, point in enumerate(points) if point.name not in rows]
     for material in dict.fromkeys(materials[i] for i in waiting):
         members = [jobs[i] for i in waiting if materials[i] == material]
-        units = [unit for job in members for unit in job.units]
-        distinct = list({(u.group.name, u.fingerprint(material)): u for u in units}.values())
-        first = members[0]
-        keep = any(job.second_pass for job in members)
-        FirstPass(first.model, first.work, material, first.recipe.seed, keep).run(
-            sorted(distinct, key=lambda u: (u.group.layer, u.group.name)), tokens[first.recipe.model, first.recipe.calibration], progress
-        )
+        _fit_units(members, material, tokens[members[0].recipe.model, members[0].recipe.calibration], progress)
     tick = progress("points", len(waiting))
     for i in waiting:
         run.fit(points[i].recipe, work=root / "work")
@@ -139,6 +152,14 @@ def fit_points(points: Sequence[Point], progress: Progress = silent) -> list[dic
     done = _write(root, points, rows)
     plot(done, root / "sweep.png")
     return done
+
+
+def _fit_units(jobs: Sequence[Job], material: str, tokens: Tensor, progress: Progress) -> None:
+    """The units of several jobs over the same model and tokens, in one pass."""
+    units = {(unit.group.name, unit.fingerprint(material)): unit for job in jobs for unit in job.units}
+    ordered = sorted(units.values(), key=lambda u: (u.group.layer, u.group.name))
+    keep_gradients = any(job.second_pass for job in jobs)
+    FirstPass(jobs[0].model, jobs[0].work, material, jobs[0].recipe.seed, keep_gradients).run(ordered, tokens, progress)
 
 
 def _is_of(row: Mapping[str, Any], point: Point, material: str) -> bool:
@@ -192,7 +213,8 @@ def plot(points: Sequence[Mapping[str, Any]], file: Path) -> bool:
     """
     texts = list(next(iter(points[0]["evaluation"].values()), {})) if points else []
     keys = list(points[0]["settings"]) if points else []
-    numeric = [k for k in keys if all(_is_number(p["settings"][k]) for p in points) and len({p["settings"][k] for p in points}) > 1]
+    numeric = [key for key in keys if all(_is_number(p["settings"][key]) for p in points)]
+    numeric = [key for key in numeric if len({p["settings"][key] for p in points}) > 1]
     if not texts or not numeric:
         return False
     from matplotlib.figure import Figure  # not pyplot: no display, no global state

@@ -52,6 +52,25 @@ def fit_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
+def sweep_table(points: Sequence[Mapping[str, Any]]) -> Table:
+    """One row per point of a sweep: its values, what remains of the targeted parameters, perplexity per text."""
+    table = Table(title="perplexity")
+    keys = list(points[0]["settings"]) if points else []
+    base = points[0]["evaluation"].get("baseline", {}) if points else {}
+    for key in keys:
+        table.add_column(key.rpartition("rank.")[2] or key)
+    for column in ("targeted kept", "model kept", *base):
+        table.add_column(column, justify="right")
+    if base:
+        dense = (f"{value['perplexity']:.3f}" for value in base.values())
+        table.add_row("dense", *[""] * (len(keys) - 1), "100.0%", "100.0%", *dense)
+    for point in points:
+        p, values = point["parameters"], point["evaluation"].get("compressed", {})
+        kept = f"{p['targeted_compressed'] / max(p['targeted_baseline'], 1):.1%}", f"{p['compressed'] / p['baseline']:.1%}"
+        table.add_row(*map(str, point["settings"].values()), *kept, *(f"{values[t]['perplexity']:.3f}" for t in base))
+    return table
+
+
 def export_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per exported artefact: numbers of its report."""
     table = Table(title="export")
