@@ -242,12 +242,17 @@ def evaluate(job: Job, replacements: Mapping[str, Sequence[Replacement]], progre
     texts = {name: data.evaluation_tokens(evaluation.source(name), tokenizer) for name in evaluation.texts}
     tick = progress("evaluate", len(texts) * (1 + len(replacements)))
     out: dict[str, Any] = {}
+    # The original's numbers are kept beside the units: the points of a sweep measure it once.
+    keys = {name: checkpoint.hash_json([job.model.shards.fingerprint(), data.token_hash(tokens)]) for name, tokens in texts.items()}
+    known = checkpoint.read_json(job.work / "baseline.json") or {}
     for variant, parts in {"baseline": [], **replacements}.items():
-        model = load_variant(job.model, parts)
+        measured = {n: known[key] for n, key in keys.items() if key in known} if variant == "baseline" else {}
+        model = load_variant(job.model, parts) if len(measured) < len(texts) else None
         out[variant] = {}
         for name, tokens in texts.items():
-            out[variant][name] = perplexity(model, tokens)
+            out[variant][name] = measured[name] if name in measured or model is None else perplexity(model, tokens)
             tick()
+    checkpoint.write_json(job.work / "baseline.json", {**known, **{keys[name]: value for name, value in out["baseline"].items()}})
     return out
 
 
