@@ -67,10 +67,15 @@ class ExpressionProgram(nn.Module):
         return torch.cat([registers[o].expand_as(first[0]) for o in self.outputs], dim=-1)
 
     def indices(self, device: torch.device) -> Any:
-        """(1 and the literals, levels, final) with every list of indices as a tensor on `device`."""
-        if str(device) in self._indices and not torch.compiler.is_compiling():
-            return self._indices[str(device)]
+        """(1 and the literals, levels, final) with every list of indices as a tensor on `device`; kept except while tracing."""
+        if torch.compiler.is_compiling():
+            return self.make_indices(device)
+        if str(device) not in self._indices:
+            with torch.inference_mode(False):  # else a first call in inference mode would bar later training
+                self._indices[str(device)] = self.make_indices(device)
+        return self._indices[str(device)]
 
+    def make_indices(self, device: torch.device) -> Any:
         def tensor(values: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
@@ -83,10 +88,7 @@ class ExpressionProgram(nn.Module):
             [(s["op"], terms(s) if s["op"] == "linear" else [(kind, tensor(i)) for kind, i in s["args"]]) for s in level]
             for level in self.steps["levels"]
         ]
-        made = tensor([1.0, *self.literals], torch.float32), levels, terms(self.steps["final"])
-        if not torch.compiler.is_compiling():
-            self._indices[str(device)] = made
-        return made
+        return tensor([1.0, *self.literals], torch.float32), levels, terms(self.steps["final"])
 
 
 class SymbolicMLP(nn.Module):

@@ -112,6 +112,14 @@ def test_gradients_reach_every_parameter():
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_it_can_be_trained_after_it_was_used_in_inference_mode():
+    module, x = symbolic_mlp(), torch.randn(3, D_MODEL)
+    with torch.inference_mode():
+        module(x)
+    module(x).sum().backward()
+    assert module.program.constants.grad is not None
+
+
 def test_it_compiles_as_one_graph_for_any_length():
     module = symbolic_mlp()
     compiled = torch.compile(module, fullgraph=True, backend="eager", dynamic=True)
