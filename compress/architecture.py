@@ -86,12 +86,20 @@ def _llama_like(model_type: str) -> Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     row.model_type: row
     for row in (
-        *(_llama_like(name) for name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "olmo2", "granite", "smollm3")),
+        *(
+            _llama_like(name)
+            for name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "olmo2", "granite", "smollm3")
+        ),
         Architecture(
             model_type="phi3",
             layers="model.layers",
             attention="self_attn",
-            roles={"qkv": "self_attn.qkv_proj", "o": "self_attn.o_proj", "gate_up": "mlp.gate_up_proj", "down": "mlp.down_proj"},
+            roles={
+                "qkv": "self_attn.qkv_proj",
+                "o": "self_attn.o_proj",
+                "gate_up": "mlp.gate_up_proj",
+                "down": "mlp.down_proj",
+            },
             inputs=(("qkv",), ("o",), ("gate_up",), ("down",)),
             mlp=("mlp",),
             embeddings=("model.embed_tokens", "model.rotary_emb"),

@@ -1,7 +1,7 @@
 """Registers the "compress" quantizer as soon as transformers is imported, without importing it (or torch) itself.
 
-torch calls `install` at the end of `import torch` (entry point group `torch.backends`), and `import compress` calls it too. It must
-be fast, use only the standard library, and never raise: a broken hook would break every program that imports torch.
+torch calls `install` at the end of `import torch` (entry point group `torch.backends`), and `import compress` calls it too.
+It must be fast, use only the standard library, and never raise: a broken hook would break every program that imports torch.
 """
 
 from __future__ import annotations

@@ -141,6 +141,7 @@ def describe(variant: Variant, context: int) -> dict[str, Any]:
     report = read_json(variant.folder / "report.json") if variant.kind == "compressed" else None
     return {
         "label": variant.label,
+        "name": variant.folder.name if variant.kind in ("baseline", "compressed") else None,
         "kind": variant.kind,
         "baseline": variant.baseline,
         "model_type": config["model_type"],

@@ -20,7 +20,15 @@ from torch import Tensor
 from compress.methods.base import Artefact
 
 SHARD_BYTES = 512 * 1024**2  # small enough that writing never dominates the memory of a fit
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model")
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*.model",
+)
 _DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -38,7 +46,9 @@ def locate(model: str, revision: str | None = None) -> Path:
         around = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, around, n=1)
         hint = f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
-        raise FileNotFoundError(f"no model folder {model!r}{hint} Allowed: novella, a local folder, or a hub id such as org/name")
+        raise FileNotFoundError(
+            f"no model folder {model!r}{hint} Allowed: novella, a local folder, or a hub id such as org/name"
+        )
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", *_TOKENIZER_FILES]
@@ -46,7 +56,9 @@ def locate(model: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"could not get {model!r} from the hub ({type(error).__name__}: {reason}); give a local folder") from None
+        raise FileNotFoundError(
+            f"could not get {model!r} from the hub ({type(error).__name__}: {reason}); give a local folder"
+        ) from None
 
 
 class Shards:
@@ -59,12 +71,16 @@ class Shards:
             self._file = {str(k): str(v) for k, v in json.loads(index.read_text())["weight_map"].items()}
             missing = sorted({name for name in self._file.values() if not (folder / name).is_file()})
             if missing:
-                raise FileNotFoundError(f"{folder}: the index names {missing[0]}, which is not there; download the folder again")
+                raise FileNotFoundError(
+                    f"{folder}: the index names {missing[0]}, which is not there; download the folder again"
+                )
         elif (folder / "model.safetensors").is_file():
             with _open(folder / "model.safetensors") as handle:
                 self._file = dict.fromkeys(handle.keys(), "model.safetensors")
         else:
-            raise FileNotFoundError(f"{folder}: no model.safetensors or index; pickled weights are never read: save as safetensors")
+            raise FileNotFoundError(
+                f"{folder}: no model.safetensors or index; pickled weights are never read: save as safetensors"
+            )
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         for file in sorted(set(self._file.values())):
@@ -101,7 +117,10 @@ class Shards:
 
     def fingerprint(self) -> str:
         """Hash over names, shapes, sizes and times of the files: cheap, and changed by any rewriting of the model."""
-        stats = [(f, (self.folder / f).stat().st_size, (self.folder / f).stat().st_mtime_ns) for f in sorted(set(self._file.values()))]
+        stats = [
+            (f, (self.folder / f).stat().st_size, (self.folder / f).stat().st_mtime_ns)
+            for f in sorted(set(self._file.values()))
+        ]
         return hash_json([stats, sorted(self.shapes.items())])
 
 
@@ -110,7 +129,9 @@ def _open(path: Path) -> Iterator[Any]:
     try:
         handle = safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error}); it may be cut off: write or download it again") from None
+        raise ValueError(
+            f"{path}: not a readable safetensors file ({error}); it may be cut off: write or download it again"
+        ) from None
     with handle as opened:
         yield opened
 

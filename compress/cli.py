@@ -11,12 +11,16 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Compress HuggingFace transformers after training.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Compress HuggingFace transformers after training."
+)
 recipes_app = typer.Typer(no_args_is_help=True, help="The packaged recipes.")
 app.add_typer(recipes_app, name="recipes")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe value: steps.0.rank.keep=0.6 (repeatable).")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a recipe value: steps.0.rank.keep=0.6 (repeatable).")
+]
 
 
 def main() -> None:
@@ -51,7 +55,13 @@ def _progress(quiet: bool = False) -> Iterator[Callable[[str, int], Callable[[],
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
 
         def task(description: str, total: int) -> Callable[[], None]:
@@ -85,7 +95,9 @@ def fit(
     recipe: Annotated[Path, typer.Argument(help="A recipe file; `compress recipes ls` lists the packaged ones.")],
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan from config.json and headers alone.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Forget finished units of an earlier run, or take them over.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--resume", help="Forget finished units of an earlier run, or take them over.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit a recipe and write a checkpoint that from_pretrained loads; a list in a rank rule writes one per value."""
@@ -120,7 +132,9 @@ def fit(
 def sweep(
     recipe: Annotated[Path, typer.Argument(help="A recipe file; `compress recipes ls` lists the packaged ones.")],
     settings: Annotated[list[str], typer.Option("--set", help="A key and its values: steps.0.rank.keep=0.8,0.6 (repeatable).")],
-    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Forget an earlier run, or take its finished points over.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--resume", help="Forget an earlier run, or take its finished points over.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit a recipe at every combination of values, from one statistics pass; writes sweep.json and a plot."""
@@ -181,7 +195,9 @@ def export(
 
 
 @app.command()
-def methods(name: Annotated[str | None, typer.Argument(help="A method; without one, all are listed.")] = None, as_json: AsJson = False) -> None:
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method; without one, all are listed.")] = None, as_json: AsJson = False
+) -> None:
     """List the methods, or document one method's options."""
     from compress import methods as registry
     from compress import tables

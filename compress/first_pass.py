@@ -1,7 +1,8 @@
 """The first pass: calibration tokens stream through the layers, and every unit is fitted where its layer is resident.
 
-Where a method asks for gradients, the hidden states before each layer are kept in files and a backward sweep follows: the layers come
-last to first, each run again from its own inputs. So all statistics cost one forward, or one forward with one forward-and-backward.
+Where a method asks for gradients, the hidden states before each layer are kept in files and a backward sweep follows: the
+layers come last to first, each run again from its own inputs. So all statistics cost one forward, or one forward with one
+forward-and-backward.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class FirstPass:
     material: str
     seed: int
     keep_gradients: bool  # leave the gradient moments for a second pass
-    _collected: dict[int, dict[str, Statistic]] = field(default_factory=dict)  # of units that span layers, until the last is seen
+    _collected: dict[int, dict[str, Statistic]] = field(
+        default_factory=dict
+    )  # of units that span layers, until the last is seen
 
     @property
     def gradients(self) -> Gradients:
@@ -142,7 +145,9 @@ class FirstPass:
             if len(collected) == len(needs):
                 self._fit([unit], self._collected.pop(id(unit)), layer, tick)
 
-    def _fit(self, units: Sequence[Unit], statistics: Mapping[str, Statistic], layer: nn.Module, tick: Callable[[], None]) -> None:
+    def _fit(
+        self, units: Sequence[Unit], statistics: Mapping[str, Statistic], layer: nn.Module, tick: Callable[[], None]
+    ) -> None:
         """Fit units of one resident layer and write their files; a unit over several layers also reads the others' weights."""
         for unit in units:
             weights: dict[str, Tensor] = {}

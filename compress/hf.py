@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import transformers.quantizers.auto as auto
+from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -103,7 +103,9 @@ def build(spec: ModuleSpec, original: nn.Module | None = None) -> nn.Module:
     from compress.nn import KINDS, WRAPPERS
 
     if spec.kind not in KINDS:
-        raise ValueError(f"{spec.module}: unknown kind {spec.kind!r}; this compress knows {', '.join(KINDS)}: a newer one wrote it")
+        raise ValueError(
+            f"{spec.module}: unknown kind {spec.kind!r}; this compress knows {', '.join(KINDS)}: a newer one wrote it"
+        )
     options: dict[str, Any] = dict(spec.options)
     if "expressions" in options:
         from compress.numerics.program import symbolic_options

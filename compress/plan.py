@@ -15,7 +15,9 @@ FORMAT_VERSION = 1
 
 
 class ModuleSpec(BaseModel):
-    """One replaced module: its dotted name in the full model, the runtime kind (a key of `compress.nn.KINDS`) and its options."""
+    """One replaced module: its dotted name in the full model, the runtime kind (a key of `compress.nn.KINDS`) and its
+    options.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,7 +1,7 @@
 """Figures as PNG files, in a light and a dark dress; no display, no global state.
 
-Identity is written beside each mark, so that colour only helps: runtimes have shapes, kinds of variants have colours that people
-with colour-vision deficiencies tell apart.
+Identity is written beside each mark, so that colour only helps: runtimes have shapes, kinds of variants have colours that
+people with colour-vision deficiencies tell apart.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from compress.labels import place_labels
+from compress.labels import label_ends, place_labels
 
 DPI = 160
 
@@ -72,9 +73,10 @@ def throughput_against_perplexity(
     several = len({row["device"] for row in results["rows"]}) > 1
     figure, axes = _figure(7.6, 4.6, theme)
     xs, ys = [p[0] for p in points], [p[1] for p in points]
-    front = pareto(list(zip(xs, ys, strict=True)))
-    if len(front) > 1:
-        axes.plot([xs[i] for i in front], [ys[i] for i in front], color=theme.muted, lw=1.2, ls=(0, (4, 3)), zorder=1)
+    front = pareto([(float(f"{x:.4g}"), y) for x, y in zip(xs, ys, strict=True)])  # runtimes differ by rounding alone
+    if len(front) > 1:  # stairs: between two points the better one is what there is
+        stairs = {"drawstyle": "steps-post", "ls": (0, (4, 3)), "lw": 1.2, "zorder": 1}
+        axes.plot([xs[i] for i in front], [ys[i] for i in front], color=theme.muted, **stairs)
     for x, y, row in points:
         shape = SHAPES.get(row["runtime"], "o")
         axes.scatter(
@@ -86,7 +88,7 @@ def throughput_against_perplexity(
     axes.set_xlabel(f"perplexity on {text} (lower is better)")
     axes.set_ylabel(f"tokens {what} per second (higher is better)")
     names = [f"{row['label']} · {row['runtime']}" + (f" · {row['device']}" if several else "") for _, _, row in points]
-    place_labels(axes, list(zip(xs, ys, strict=True)), names, color=theme.ink)
+    place_labels(axes, list(zip(xs, ys, strict=True)), names, color=theme.ink, halo=theme.surface)
     if len(front) > 1:
         axes.set_title(
             "dashed: Pareto front, nothing measured is both faster and better", color=theme.muted, fontsize=9, loc="left"
@@ -142,10 +144,10 @@ def sweep_heatmap(
     figure, axes = _figure(1.9 + 0.85 * len(columns), 1.5 + 0.55 * len(rows), theme)
     image = axes.imshow(grid, cmap=theme.heat, aspect="auto")
     for (i, o), value in data.items():
-        red, green, blue, _ = image.cmap(image.norm(value))
+        red, green, blue, _ = image.to_rgba(np.asarray(value))
         bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
         color = LIGHT.ink if bright else "#ffffff"
-        axes.text(columns.index(o), rows.index(i), f"{value:.3g}", ha="center", va="center", color=color, fontsize=9)
+        axes.text(columns.index(o), rows.index(i), _cell(value), ha="center", va="center", color=color, fontsize=9)
     axes.set_xticks(range(len(columns)), [str(o) for o in columns])
     axes.set_yticks(range(len(rows)), [str(i) for i in rows])
     axes.grid(visible=False)
@@ -160,35 +162,33 @@ def curve(
     path: Path,
     x_label: str,
     y_label: str,
+    *,
     title: str = "",
     baseline: float | None = None,
     theme: Theme = LIGHT,
 ) -> Path:
-    """Named series of (x, y) points as lines, named at their ends; `baseline` is a level to compare with.
+    """Named series of (x, y) points as lines, named at their right ends; `baseline` is a level to compare with.
 
     Raises ValueError for no point.
     """
-    if not any(points.values()):
+    series = {name: sorted(given) for name, given in points.items() if given}
+    if not series:
         raise ValueError("the curve holds no point; give {name: [(x, y), …]}")
     figure, axes = _figure(7.2, 4.2, theme)
-    ends, names = [], []
-    for position, (name, series) in enumerate(points.items()):
-        ordered = sorted(series)
-        color = theme.series[position % len(theme.series)]
-        axes.plot(*zip(*ordered, strict=True), color=color, lw=2, marker="o", ms=5, mec=theme.surface, zorder=3)
-        ends.append(ordered[-1])
-        names.append(name)
+    colors = [theme.series[position % len(theme.series)] for position in range(len(series))]
+    for color, given in zip(colors, series.values(), strict=True):
+        axes.plot(*zip(*given, strict=True), color=color, lw=2, marker="o", ms=6, mec=theme.surface, zorder=3)
+    levels = [y for given in series.values() for _, y in given]
+    ends = {name: (given[-1], color) for (name, given), color in zip(series.items(), colors, strict=True)}
     if baseline is not None:
         axes.axhline(baseline, color=theme.muted, lw=1.2, ls=(0, (4, 3)), zorder=1)
-    _scale(axes, "y", [y for series in points.values() for _, y in series] + ([] if baseline is None else [baseline]))
+        levels.append(baseline)
+        ends["baseline"] = ((max(x for given in series.values() for x, _ in given), baseline), theme.muted)
+    _scale(axes, "y", levels)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_title(title, color=theme.ink, fontsize=10, loc="left")
-    every = [point for series in points.values() for point in series]
-    if baseline is not None:
-        ends.append((min(x for x, _ in every), baseline))
-        names.append("baseline")
-    place_labels(axes, ends, names, color=theme.ink, avoid=every)
+    label_ends(axes, ends)
     return _save(figure, path)
 
 
@@ -264,6 +264,10 @@ def _short(value: float, _: object = None) -> str:
             unit = 1e3 if letter == "k" else factor
             return f"{value / unit:g}{letter}"
     return f"{value:g}"
+
+
+def _cell(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}"
 
 
 def _save(figure: Figure, path: Path) -> Path:

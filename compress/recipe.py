@@ -1,11 +1,11 @@
 """The YAML schema of a recipe and its early errors: everything that can be known before a weight is read.
 
-    model: novella
-    calibration: {text: novella, sequences: 128, length: 256, seed: 0}
-    steps:
-      - {method: feature_space, targets: {roles: all, layers: all}, rank: {keep: 0.8}}
-    evaluation: {texts: {own: novella}, length: 256}
-    output: runs/first
+model: novella
+calibration: {text: novella, sequences: 128, length: 256, seed: 0}
+steps:
+  - {method: feature_space, targets: {roles: all, layers: all}, rank: {keep: 0.8}}
+evaluation: {texts: {own: novella}, length: 256}
+output: runs/first
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def target_layers(targets: Targets, n_layers: int) -> list[int]:
 
 
 def target_modules(targets: Targets, architecture: Architecture, n_layers: int) -> list[str]:
-    """Full names of the linears a step names, in layer order. Raises ValueError where nothing matches, with the nearest name."""
+    """Full names of the linears a step names, in layer order. Raises ValueError where nothing matches."""
     everything = [architecture.module(i, role) for i in range(n_layers) for role in architecture.roles]
     if targets.modules is not None:
         for pattern in targets.modules:
@@ -286,8 +286,12 @@ def target_modules(targets: Targets, architecture: Architecture, n_layers: int) 
     roles = list(architecture.roles) if targets.roles == "all" else targets.roles
     for role in roles:
         if role not in architecture.roles:
-            raise ValueError(f"targets: role {role!r} is not in {architecture.model_type}; {_allowed(role, architecture.roles)}")
+            raise ValueError(
+                f"targets: role {role!r} is not in {architecture.model_type}; {_allowed(role, architecture.roles)}"
+            )
     layers = target_layers(targets, n_layers)
     if not roles or not layers:
-        raise ValueError(f"targets: {json.dumps(targets.model_dump(exclude_unset=True))} matches nothing; give roles and layers")
+        raise ValueError(
+            f"targets: {json.dumps(targets.model_dump(exclude_unset=True))} matches nothing; give roles and layers"
+        )
     return [architecture.module(i, role) for i in layers for role in architecture.roles if role in roles]

@@ -1,9 +1,9 @@
 """The second pass: later layers see what the earlier ones became, and each decoder layer is mended as a whole.
 
 Two streams of hidden states move through the model together, x of the original and x' of the compressed one.
-`propagate_error` refits each linear on x' with the original's outputs as targets (reduced-rank regression); `refine` then optimises a
-layer's factors and biases for a few steps against the ORIGINAL layer's outputs, as AA-SVD does. One layer is resident; each finished
-layer is a file.
+`propagate_error` refits each linear on x' with the original's outputs as targets (reduced-rank regression); `refine` then
+optimises a layer's factors and biases for a few steps against the ORIGINAL layer's outputs, as AA-SVD does. One layer is
+resident; each finished layer is a file.
 """
 
 from __future__ import annotations
@@ -93,13 +93,17 @@ class SecondPass:
         return replacements
 
     def _install(self, student: nn.Module, replacement: Replacement, prefix: str) -> None:
-        """Put a replacement into the layer as the checkpoint will hold it: rounded, then computed with in the stream's dtype."""
+        """Put a replacement into the layer as the checkpoint will hold it: rounded, then in the stream's dtype."""
         for spec in replacement.specs:
             name = spec.module.removeprefix(prefix)
             owner, _, child = name.rpartition(".")
             module = build(spec, student.get_submodule(name))
-            stored = {k.removeprefix(spec.module + "."): v for k, v in replacement.tensors.items() if k.startswith(spec.module + ".")}
-            rounded = {k: v.to(self.storage_dtype).to(self.model.dtype) if v.dtype == torch.float64 else v for k, v in stored.items()}
+            stored = {
+                k.removeprefix(spec.module + "."): v for k, v in replacement.tensors.items() if k.startswith(spec.module + ".")
+            }
+            rounded = {
+                k: v.to(self.storage_dtype).to(self.model.dtype) if v.dtype == torch.float64 else v for k, v in stored.items()
+            }
             module.load_state_dict(rounded, strict=True, assign=True)
             student.get_submodule(owner).register_module(child, module.eval())
         link(replacement.specs, lambda name: student.get_submodule(name.removeprefix(prefix)))
@@ -110,7 +114,9 @@ class SecondPass:
 
     def _with(self, replacement: Replacement, done: Artefact) -> Replacement:
         """The replacement with the refined tensors, float64 where they are to be stored in the model's dtype."""
-        tensors = {k: done.tensors[k].double() if v.dtype == torch.float64 else done.tensors[k] for k, v in replacement.tensors.items()}
+        tensors = {
+            k: done.tensors[k].double() if v.dtype == torch.float64 else done.tensors[k] for k, v in replacement.tensors.items()
+        }
         report = tuple({**row, **done.metadata} for row in replacement.report)
         return replace(replacement, tensors=tensors, report=report)
 
@@ -224,7 +230,11 @@ class SecondPass:
 
 def _identity(part: Part) -> Any:
     """What a finished layer depends on, of one part: its first-pass factors and the method with its decided rank."""
-    return [part.unit.group.modules, part.method.model_dump(mode="json"), [float(t.double().sum()) for t in part.replacement.tensors.values()]]
+    return [
+        part.unit.group.modules,
+        part.method.model_dump(mode="json"),
+        [float(t.double().sum()) for t in part.replacement.tensors.values()],
+    ]
 
 
 def _caller(layer: nn.Module, index: int, hidden: Hidden) -> Callable[[Tensor], Tensor]:
@@ -247,7 +257,9 @@ def _first_row(value: Any, batch: int) -> Any:
     return value
 
 
-def _cross_moments(layer: nn.Module, student: nn.Module, tap: str, index: int, original: Hidden, compressed: Hidden) -> CrossMoments:
+def _cross_moments(
+    layer: nn.Module, student: nn.Module, tap: str, index: int, original: Hidden, compressed: Hidden
+) -> CrossMoments:
     """Moments of x' with x at one tap over all windows; neither stream moves."""
     seen: dict[str, Tensor] = {}
 
@@ -257,7 +269,10 @@ def _cross_moments(layer: nn.Module, student: nn.Module, tap: str, index: int, o
 
         return hook
 
-    handles = [layer.get_submodule(tap).register_forward_pre_hook(keep("x")), student.get_submodule(tap).register_forward_pre_hook(keep("x'"))]
+    handles = [
+        layer.get_submodule(tap).register_forward_pre_hook(keep("x")),
+        student.get_submodule(tap).register_forward_pre_hook(keep("x'")),
+    ]
     moments: CrossMoments | None = None
     with torch.no_grad():
         for clean, shifted in zip(original.states, compressed.states, strict=True):

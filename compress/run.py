@@ -1,7 +1,7 @@
 """recipe → checkpoint. Read top to bottom: check, stream and fit unit by unit, decide and assemble, evaluate.
 
-Every unit is one file under `<output>/work/units`, written atomically: kill the process at any moment, run again, and it continues and
-ends with the same bytes.
+Every unit is one file under `<output>/work/units`, written atomically: kill the process at any moment, run again, and it
+continues and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -74,12 +74,17 @@ def prepare(recipe: Recipe, work: Path | None = None) -> Job:
 def previews(job: Job) -> list[tuple[Unit, Preview]]:
     """Rows of the dry run. Raises ValueError for options that are impossible at these shapes."""
     shapes = {job.model.full_name(name): shape for name, shape in job.model.shards.shapes.items()}
-    rows = {name: [(u, p) for u in us for p in u.method.preview(u.group, shapes, job.model.architecture)] for name, us in job.variants.items()}
+    rows = {
+        name: [(u, p) for u in us for p in u.method.preview(u.group, shapes, job.model.architecture)]
+        for name, us in job.variants.items()
+    }
     return rows["compressed"]
 
 
 def expected_peak_bytes(job: Job) -> int:
-    """Estimate of what `fit` holds at most beyond the imports: the largest layer twice, its statistics, hidden states, a shard."""
+    """Estimate of what `fit` holds at most beyond the imports: the largest layer twice, its statistics, hidden states, a
+    shard.
+    """
     model, source = job.model, job.recipe.calibration
     per_layer = [0] * model.n_layers
     for name, shape in model.shards.shapes.items():
@@ -90,7 +95,8 @@ def expected_peak_bytes(job: Job) -> int:
         need.input_of: shape[0 if model.architecture.conv1d else 1]
         for unit in job.units
         for need in unit.method.needs(unit.group, model.architecture).values()
-        if (shape := model.shards.shapes.get(model.stored_name(f"{need.input_of}.weight"))) is not None and unit.group.layer == 0
+        if (shape := model.shards.shapes.get(model.stored_name(f"{need.input_of}.weight"))) is not None
+        and unit.group.layer == 0
     }
     statistics = sum(8 * width * width for width in set(widths.values()))
     hidden = 4 * (source.sequences or 128) * source.length * int(model.config.hidden_size)
@@ -100,7 +106,9 @@ def expected_peak_bytes(job: Job) -> int:
 
 
 def fit(recipe: Recipe, *, fresh: bool = False, progress: Progress = silent, work: Path | None = None) -> Path:
-    """Run a recipe and return the checkpoint folder. Finished units of an earlier, interrupted run are taken over unless `fresh`."""
+    """Run a recipe and return the checkpoint folder. Finished units of an earlier, interrupted run are taken over unless
+    `fresh`.
+    """
     job = prepare(recipe, work)
     if fresh:
         shutil.rmtree(job.work, ignore_errors=True)
@@ -199,19 +207,29 @@ def storage_dtype(model: StreamedModel) -> torch.dtype:
     return _TORCH_DTYPES.get(max(counts, key=lambda k: counts[k]), torch.float32)
 
 
-def assemble(job: Job, replacements: Sequence[Replacement], material: str, token_hash: str, progress: Progress) -> dict[str, Any]:
+def assemble(
+    job: Job, replacements: Sequence[Replacement], material: str, token_hash: str, progress: Progress
+) -> dict[str, Any]:
     """Write the weights; return the report's part that describes them."""
     model, output = job.model, job.recipe.output
     tick = progress("write checkpoint", 1)
     element = torch.empty(0, dtype=storage_dtype(model)).element_size()
-    ours = sum(t.numel() * (element if t.dtype == torch.float64 else t.element_size()) for r in replacements for t in r.tensors.values())
+    ours = sum(
+        t.numel() * (element if t.dtype == torch.float64 else t.element_size())
+        for r in replacements
+        for t in r.tensors.values()
+    )
     kept = kept_names(model, replacements)
     total = ours + sum(model.shards.bytes(name) for name in kept)
-    (output / "config.json").unlink(missing_ok=True)  # a folder without config.json is not a checkpoint: nothing half-written loads
+    (output / "config.json").unlink(
+        missing_ok=True
+    )  # a folder without config.json is not a checkpoint: nothing half-written loads
     files = checkpoint.write_shards(output, tensors_of(model, replacements), total)
     tick()
     before = sum(torch.Size(s).numel() for s in model.shards.shapes.values())
-    after = sum(torch.Size(model.shards.shapes[n]).numel() for n in kept) + sum(t.numel() for r in replacements for t in r.tensors.values())
+    after = sum(torch.Size(model.shards.shapes[n]).numel() for n in kept) + sum(
+        t.numel() for r in replacements for t in r.tensors.values()
+    )
     rows = []
     for unit, replacement in zip(job.variants["compressed"], replacements, strict=True):
         timing = checkpoint.read_json(unit.file(job.work, material).with_suffix(".json")) or {}
@@ -243,7 +261,9 @@ def evaluate(job: Job, replacements: Mapping[str, Sequence[Replacement]], progre
     tick = progress("evaluate", len(texts) * (1 + len(replacements)))
     out: dict[str, Any] = {}
     # The original's numbers are kept beside the units: the points of a sweep measure it once.
-    keys = {name: checkpoint.hash_json([job.model.shards.fingerprint(), data.token_hash(tokens)]) for name, tokens in texts.items()}
+    keys = {
+        name: checkpoint.hash_json([job.model.shards.fingerprint(), data.token_hash(tokens)]) for name, tokens in texts.items()
+    }
     known = checkpoint.read_json(job.work / "baseline.json") or {}
     for variant, parts in {"baseline": [], **replacements}.items():
         measured = {n: known[key] for n, key in keys.items() if key in known} if variant == "baseline" else {}
@@ -252,7 +272,9 @@ def evaluate(job: Job, replacements: Mapping[str, Sequence[Replacement]], progre
         for name, tokens in texts.items():
             out[variant][name] = measured[name] if name in measured or model is None else perplexity(model, tokens)
             tick()
-    checkpoint.write_json(job.work / "baseline.json", {**known, **{keys[name]: value for name, value in out["baseline"].items()}})
+    checkpoint.write_json(
+        job.work / "baseline.json", {**known, **{keys[name]: value for name, value in out["baseline"].items()}}
+    )
     return out
 
 

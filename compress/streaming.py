@@ -112,11 +112,15 @@ class StreamedModel:
             layer.load_state_dict({k: torch.empty_like(v, device="meta") for k, v in layer.state_dict().items()}, assign=True)
 
     def _load(self, module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
-        """Assign stored tensors; buffers that are computed, not stored, are left alone. Names the module where values are not finite."""
+        """Assign stored tensors; buffers that are computed, not stored, are left alone. Names the module where values are not
+        finite.
+        """
         own = module.state_dict()
         missing = sorted(own.keys() - tensors.keys())
         if missing:
-            raise ValueError(f"{self.shards.folder}: no tensor {name}{missing[0]}; the folder does not hold the model config.json names")
+            raise ValueError(
+                f"{self.shards.folder}: no tensor {name}{missing[0]}; the folder does not hold the model config.json names"
+            )
         for key in own:
             if not bool(torch.isfinite(tensors[key]).all()):
                 raise ValueError(f"{name}{key} has NaN or Inf weights; mend the checkpoint before compressing it")
@@ -166,7 +170,8 @@ class StreamedModel:
             head.weight = self.model.get_input_embeddings().weight
 
     def logits_from(self, hidden: Tensor, tokens: Tensor, layers: Sequence[nn.Module] = ()) -> Tensor:
-        """Logits (batch, length, vocabulary) of hidden states that enter the last `len(layers)` layers, through the stock model.
+        """Logits (batch, length, vocabulary) of hidden states that enter the last `len(layers)` layers, through the stock
+        model.
 
         `load_head` must have been called; gradients flow back to `hidden`.
         """
@@ -181,9 +186,7 @@ class StreamedModel:
         """Modules with parameters outside the layers and the head, as the dry pass needs them."""
         head, layers = self.architecture.head, self.architecture.layers
         named = [
-            name
-            for name, module in self.model.named_modules()
-            if name and any(True for _ in module.parameters(recurse=False))
+            name for name, module in self.model.named_modules() if name and any(True for _ in module.parameters(recurse=False))
         ]
         return tuple(n for n in named if n != head and not n.startswith(layers + "."))
 
@@ -191,7 +194,9 @@ class StreamedModel:
 class Hidden:
     """Hidden states of all calibration tokens at one depth, in batches, with the layers' call arguments by batch shape."""
 
-    def __init__(self, states: list[Tensor], calls: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]]) -> None:
+    def __init__(
+        self, states: list[Tensor], calls: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]]
+    ) -> None:
         self.states = states  # (batch, length, d_model) each
         self.calls = calls
 
@@ -201,9 +206,16 @@ class Hidden:
 
     @torch.no_grad()
     def advance(
-        self, layer: nn.Module, index: int, name: str, statistics: Collector | None = None, tick: Callable[[], None] | None = None
+        self,
+        layer: nn.Module,
+        index: int,
+        name: str,
+        statistics: Collector | None = None,
+        tick: Callable[[], None] | None = None,
     ) -> None:
-        """Run every batch through the resident layer, in place. Raises ValueError naming the layer where values are not finite."""
+        """Run every batch through the resident layer, in place. Raises ValueError naming the layer where values are not
+        finite.
+        """
         start = 0
         for position, state in enumerate(self.states):
             args, kwargs = self.calls[tuple(state.shape[:2])][index]
@@ -212,7 +224,9 @@ class Hidden:
             out = layer(state, *args, **kwargs)
             out = out[0] if isinstance(out, tuple) else out
             if not bool(torch.isfinite(out).all()):
-                raise ValueError(f"{name}: NaN or Inf activations in calibration batch {position}; use dtype float32 or other text")
+                raise ValueError(
+                    f"{name}: NaN or Inf activations in calibration batch {position}; use dtype float32 or other text"
+                )
             self.states[position] = out
             start += state.shape[0] * state.shape[1]
             if tick is not None:
@@ -234,7 +248,12 @@ class Hidden:
         return out
 
     def retreat(
-        self, layer: nn.Module, index: int, gradients: list[Tensor], statistics: Collector, tick: Callable[[], None] | None = None
+        self,
+        layer: nn.Module,
+        index: int,
+        gradients: list[Tensor],
+        statistics: Collector,
+        tick: Callable[[], None] | None = None,
     ) -> None:
         """With the states entering the resident layer and the gradients leaving it, feed both kinds of statistics.
 
@@ -254,7 +273,9 @@ class Hidden:
 
 
 class Boundaries:
-    """The hidden states before each layer, in files, so that a backward sweep needs neither all of them in memory nor a rerun."""
+    """The hidden states before each layer, in files, so that a backward sweep needs neither all of them in memory nor a
+    rerun.
+    """
 
     def __init__(self, folder: Path, hidden: Hidden) -> None:
         self.folder, self.hidden = folder, hidden

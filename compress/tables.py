@@ -12,7 +12,9 @@ from compress.methods.base import Method, Preview
 
 def preview_table(rows: Sequence[Preview], peak_bytes: int) -> Table:
     """The plan of a dry run."""
-    table = Table(title="plan", caption=f"expected peak memory beyond the imports: about {peak_bytes / 2**20:,.0f} MiB", show_footer=True)
+    table = Table(
+        title="plan", caption=f"expected peak memory beyond the imports: about {peak_bytes / 2**20:,.0f} MiB", show_footer=True
+    )
     before, after = sum(r.before for r in rows), [r.after for r in rows]
     known = None if None in after else sum(a for a in after if a is not None)
     table.add_column("module", footer=f"{len(rows)} modules", no_wrap=True, min_width=36)
@@ -72,21 +74,25 @@ def sweep_table(points: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def export_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row per exported artefact: numbers of its report."""
-    table = Table(title="export")
-    for column in ("artefact", "measure", "value"):
-        table.add_column(column, overflow="fold")
+    """One row per artefact and provider: size and parity with the checkpoint; everything else is in export.json."""
+    table = Table(
+        title="export", caption="Δlogit: largest difference from the checkpoint in torch; tokens: greedy, with the cache"
+    )
+    for column in ("artefact", "runs in", "MiB", "max |Δlogit|", "of max |logit|", "equal tokens"):
+        table.add_column(column, justify="left" if column in ("artefact", "runs in") else "right", overflow="fold")
     for name, report in reports.items():
-        for key, value in _flat(report):
-            table.add_row(name, key, f"{value:.3g}" if isinstance(value, float) else str(value))
+        if name == "torch":
+            compared = report["greedy_tokens_compared"]
+            equal = f"{round(report['greedy_agreement'] * compared)}/{compared}"
+            numbers = (f"{report['max_abs_logit_difference']:.1e}", f"{report['max_abs_logit']:.1f}", equal)
+            table.add_row(str(report["file"]), "torch", f"{report['bytes'] / 2**20:.1f}", *numbers)
+            continue
+        size = f"{sum(report['bytes'].values()) / 2**20:.1f}"
+        for provider, parity in report["parity"].items():
+            equal = f"{parity['greedy_equal']}/{parity['greedy_tokens']}"
+            numbers = (f"{parity['max_abs_difference']:.1e}", f"{parity['max_abs_logit']:.1f}", equal)
+            table.add_row(f"onnx (opset {report['opset']})", provider, size, *numbers)
     return table
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    out: list[tuple[str, Any]] = []
-    for key, item in value.items():
-        out += _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else [(prefix + key, item)]
-    return out
 
 
 def methods_table(chosen: Mapping[str, type[Method]]) -> Table:

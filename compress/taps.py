@@ -15,7 +15,9 @@ from compress.numerics.statistics import Moments, Sample, Statistic
 class Collector:
     """Hooks on one resident layer that feed the statistics some needs ask for; equal needs share one accumulator."""
 
-    def __init__(self, needs: Iterable[Need], layer: nn.Module, prefix: str, total_rows: int, architecture: Architecture) -> None:
+    def __init__(
+        self, needs: Iterable[Need], layer: nn.Module, prefix: str, total_rows: int, architecture: Architecture
+    ) -> None:
         self.start = 0
         self.values: dict[Need, Statistic] = {}
         self._inputs: dict[str, Tensor] = {}

@@ -56,7 +56,8 @@ def _units_of_step(index: int, step: Step, architecture: Architecture, n_layers:
     names = target_modules(step.targets, architecture, n_layers)
     sets = step.options.groups(names, architecture) if isinstance(step.options, LowRankMethod) else [(name,) for name in names]
     return [
-        Unit(step, Group(f"{step.method}.{members[0]}", index, layers_of(members, architecture)[-1], members)) for members in sets
+        Unit(step, Group(f"{step.method}.{members[0]}", index, layers_of(members, architecture)[-1], members))
+        for members in sets
     ]
 
 
@@ -109,6 +110,6 @@ def allocated(units: Sequence[Unit], artefacts: Sequence[Artefact]) -> list[Meth
         shapes = {units[i].group.name: tuple(artefacts[i].metadata["shape"]) for i in members}
         ranks = allocate(spectra, shapes, first.form, first.rank.budget or 1.0)
         for i in members:
-            rule = RankRule(ranks={module: ranks[units[i].group.name] for module in units[i].group.modules})
+            rule = RankRule(ranks=dict.fromkeys(units[i].group.modules, ranks[units[i].group.name]))
             methods[i] = methods[i].model_copy(update={"rank": rule})
     return methods

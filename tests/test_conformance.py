@@ -172,7 +172,9 @@ def test_shared_basis_is_stored_once_and_is_the_stacked_truncation(folders, tmp_
     out = run.fit(tiny_recipe(source, tmp_path, step))
     specs = json.loads((out / "config.json").read_text())["quantization_config"]["modules"]
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    assert sum(name.endswith(".basis") for name, _ in model.named_parameters()) == sum(s["options"].get("owner") is None for s in specs)
+    assert sum(name.endswith(".basis") for name, _ in model.named_parameters()) == sum(
+        s["options"].get("owner") is None for s in specs
+    )
     original = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     owners = {s["options"].get("owner") or s["module"] for s in specs}
     for owner in owners:
@@ -187,12 +189,16 @@ def test_shared_basis_is_stored_once_and_is_the_stacked_truncation(folders, tmp_
 
 
 def test_shared_basis_is_computed_once_per_input(folders, tmp_path, monkeypatch):
-    out = run.fit(tiny_recipe(folders("llama"), tmp_path, {"method": "shared_basis", "rank": {"keep": 0.5}, "share": [["q", "k", "v"]]}))
+    out = run.fit(
+        tiny_recipe(folders("llama"), tmp_path, {"method": "shared_basis", "rank": {"keep": 0.5}, "share": [["q", "k", "v"]]})
+    )
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     owner = model.model.layers[0].self_attn.q_proj
     products = []
     linear = torch.nn.functional.linear
-    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w, b=None: (products.append(w is owner.basis), linear(x, w, b))[1])
+    monkeypatch.setattr(
+        torch.nn.functional, "linear", lambda x, w, b=None: (products.append(w is owner.basis), linear(x, w, b))[1]
+    )
     with torch.no_grad():
         first = model(IDS).logits
         assert sum(products) == 1
@@ -203,7 +209,9 @@ def test_shared_basis_is_computed_once_per_input(folders, tmp_path, monkeypatch)
 
 def total_kl(out, source, recipe):
     base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    return compare(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32), base, run.tokens_of(run.prepare(recipe)))["kl"]
+    return compare(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32), base, run.tokens_of(run.prepare(recipe)))[
+        "kl"
+    ]
 
 
 def test_each_lever_lowers_the_divergence_on_calibration_text(folders, tmp_path):
@@ -245,7 +253,9 @@ def test_second_pass_resumes_with_the_same_bytes(folders, tmp_path, monkeypatch)
     whole = run.fit(tiny_recipe(source, tmp_path / "whole", step, **more))
     recipe = tiny_recipe(source, tmp_path / "broken", step, **more)
     layer = run.SecondPass._layer
-    monkeypatch.setattr(run.SecondPass, "_layer", lambda self, module, index, *a: layer(self, module, index, *a) if index == 0 else 1 / 0)
+    monkeypatch.setattr(
+        run.SecondPass, "_layer", lambda self, module, index, *a: layer(self, module, index, *a) if index == 0 else 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         run.fit(recipe)
     monkeypatch.setattr(run.SecondPass, "_layer", layer)

@@ -14,6 +14,8 @@ TABLE = [
     ["compress.cli", "compress.__main__"],
     ["compress.tables", "compress.verify", "compress.report", "compress.page", "compress.plots"],
     ["compress.search", "compress.sweep", "compress.distill"],
+    ["compress.trials"],
+    ["compress.splits"],
     ["compress.run", "compress.bench", "compress.blocks"],
     ["compress.card", "compress.remote_code"],
     ["compress.variants", "compress.latency", "compress.quality", "compress.probe"],
@@ -40,7 +42,10 @@ TABLE = [
 
 def row(module: str) -> int:
     matches = [
-        (len(name), index) for index, names in enumerate(TABLE) for name in names if module == name or module.startswith(name + ".")
+        (len(name), index)
+        for index, names in enumerate(TABLE)
+        for name in names
+        if module == name or module.startswith(name + ".")
     ]
     best = max(matches, default=None)
     assert best is not None, f"{module} is in no row of the import table"
@@ -80,4 +85,6 @@ def test_help_loads_no_torch_and_is_quick():
     assert done.returncode == 0, done.stderr
     for command in ("fit", "export", "bench", "methods", "recipes"):
         assert command in done.stdout
-    assert time.perf_counter() - started < 5  # a guard against heavy imports on a loaded machine; the README quotes the measured time
+    assert (
+        time.perf_counter() - started < 5
+    )  # a guard against heavy imports on a loaded machine; the README quotes the measured time

@@ -1,7 +1,8 @@
 """What a method is: a frozen pydantic class whose fields are its YAML options, the statistics it needs, and a pure `fit`.
 
-`fit` turns weights and statistics into an Artefact (the unit file; everything that is expensive), `replace` turns an artefact into
-the specs and tensors of the Plan. What is cheap to decide again (a rank, a choice on a Pareto front) belongs in `replace`.
+`fit` turns weights and statistics into an Artefact (the unit file; everything that is expensive), `replace` turns an artefact
+into the specs and tensors of the Plan. What is cheap to decide again (a rank, a choice on a Pareto front) belongs in
+`replace`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Material:
-    """What `fit` may read: tensors by full name, statistics by the method's own keys, the resident original layer in eval mode."""
+    """What `fit` may read: tensors by full name, statistics by the method's own keys, the resident original layer in eval
+    mode.
+    """
 
     group: Group
     architecture: Architecture

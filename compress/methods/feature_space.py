@@ -9,7 +9,9 @@ from compress.methods.low_rank import LowRankMethod, merged_inputs
 
 
 class FeatureSpace(LowRankMethod):
-    """W ≈ V_r V_rᵀ W with V the eigenvectors of the centred output covariance W cov(x) Wᵀ; the bias restores the dropped mean."""
+    """W ≈ V_r V_rᵀ W with V the eigenvectors of the centred output covariance W cov(x) Wᵀ; the bias restores the dropped
+    mean.
+    """
 
     reference = "SFSD-LLM (ACL 2024), feature-space decomposition"
 

@@ -30,8 +30,12 @@ class LowRankMethod(Method):
     replaces = "linear"
     decided_late = frozenset({"rank"})
 
-    rank: RankRule = Field(description="rank rule: an integer, {keep: f}, {budget: f}, {explained_variance: f} or {table: file.json}")
-    form: Form = Field("plain", description="plain: r·(d_out+d_in) numbers; pivoted: r·(d_out+d_in−r), exact, no break-even rank")
+    rank: RankRule = Field(
+        description="rank rule: an integer, {keep: f}, {budget: f}, {explained_variance: f} or {table: file.json}"
+    )
+    form: Form = Field(
+        "plain", description="plain: r·(d_out+d_in) numbers; pivoted: r·(d_out+d_in−r), exact, no break-even rank"
+    )
     importance: Literal["none", "fisher"] = Field(
         "none", description="fisher: weight output errors by the second moment of the loss gradient (one backward pass)"
     )
@@ -102,7 +106,9 @@ class LowRankMethod(Method):
         rank = self.rank.choose(group.modules[0], d_out, d_in, self.form, spectrum)
         row = {"module": " + ".join(group.modules), "parameters_before": d_out * d_in}
         if rank is None:
-            return Replacement((), {}, (), ({**row, "kind": "dense", "rank": None, "parameters": d_out * d_in, "relative_error": 0.0},))
+            return Replacement(
+                (), {}, (), ({**row, "kind": "dense", "rank": None, "parameters": d_out * d_in, "relative_error": 0.0},)
+            )
         left, right = (artefact.tensors[k].to(torch.float64) for k in ("left", "right"))
         factors, note = _factors(left[:, :rank], right[:rank], self.form)
         bias = artefact.tensors.get("output_mean")
@@ -154,7 +160,9 @@ def members(
 
 
 def _own_rows(factors: Factors, part: slice) -> dict[str, Tensor]:
-    """One module's share of a pivoted stack: the coefficients of its rows that are no pivots, and its order over [pivots; those]."""
+    """One module's share of a pivoted stack: the coefficients of its rows that are no pivots, and its order over [pivots;
+    those].
+    """
     assert factors.order is not None
     rank = factors.basis.shape[0]
     order = factors.order[part]

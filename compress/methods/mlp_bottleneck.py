@@ -1,7 +1,7 @@
 """The MLP between two projections: its input and output seen only through their leading principal components.
 
-The projections are folded into the MLP's own linears, which become low-rank ones: the study needs no module of its own, and what it
-measures is a model that ships.
+The projections are folded into the MLP's own linears, which become low-rank ones: the study needs no module of its own, and
+what it measures is a model that ships.
 """
 
 from __future__ import annotations
@@ -54,9 +54,17 @@ class MLPBottleneck(Method):
             weight, bias = material.linear(material.architecture.module(material.group.layer, role))
             offset = torch.zeros(weight.shape[0], dtype=torch.float64) if bias is None else bias
             if role == "down":  # P(W h + b) about the mean: V Vᵀ W h + (V Vᵀ (b − mean) + mean)
-                tensors |= {"down.inner": v_out.T @ weight, "down.latent": v_out.T @ (offset - mean_out), "down.offset": mean_out}
+                tensors |= {
+                    "down.inner": v_out.T @ weight,
+                    "down.latent": v_out.T @ (offset - mean_out),
+                    "down.offset": mean_out,
+                }
             else:  # W(V Vᵀ (x − mean) + mean) + b = (W V)(Vᵀ x) + (W mean + b − (W V) Vᵀ mean)
-                tensors |= {f"{role}.outer": weight @ v_in, f"{role}.latent": v_in.T @ mean_in, f"{role}.offset": weight @ mean_in + offset}
+                tensors |= {
+                    f"{role}.outer": weight @ v_in,
+                    f"{role}.latent": v_in.T @ mean_in,
+                    f"{role}.offset": weight @ mean_in + offset,
+                }
         return Artefact(tensors, {})
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:

@@ -1,4 +1,6 @@
-"""Structured MLP pruning: whole intermediate channels go, the rest of the down-projection is refitted. The result is smaller linears."""
+"""Structured MLP pruning: whole intermediate channels go, the rest of the down-projection is refitted. The result is smaller
+linears.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,18 @@ GRADIENT_DAMPING = 1e-2
 class PruneChannels(Method):
     """Keep the channels whose removal, with the others refitted by least squares, would cost most on the calibration data."""
 
-    reference = "Optimal brain surgeon (Hassibi & Stork 1993) over channels, as in ZipLM; the comparison SFSD-LLM makes with LLM-Pruner"
+    reference = (
+        "Optimal brain surgeon (Hassibi & Stork 1993) over channels, as in ZipLM; the comparison SFSD-LLM makes with LLM-Pruner"
+    )
     replaces = "mlp"
 
-    keep: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="fraction of the intermediate channels that remain")
+    keep: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="fraction of the intermediate channels that remain"
+    )
     channels: Annotated[int, Field(ge=1)] | None = Field(None, description="how many remain, instead of keep")
-    importance: Literal["none", "fisher"] = Field("none", description="fisher: weight output errors by the loss gradient's second moment")
+    importance: Literal["none", "fisher"] = Field(
+        "none", description="fisher: weight output errors by the loss gradient's second moment"
+    )
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
         down = architecture.module(group.layer, "down")
@@ -76,11 +84,15 @@ class PruneChannels(Method):
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
         specs: list[ModuleSpec] = []
         tensors: dict[str, Tensor] = {}
-        for role in architecture.mlp_roles:
+        for role in architecture.mlp_roles if len(artefact.tensors["kept"]) < artefact.metadata["d_ff"] else ():
             module = architecture.module(group.layer, role)
             weight = artefact.tensors[f"{role}.weight"]
             bias = artefact.tensors.get(f"{role}.bias")
-            options: dict[str, Any] = {"in_features": weight.shape[1], "out_features": weight.shape[0], "bias": bias is not None}
+            options: dict[str, Any] = {
+                "in_features": weight.shape[1],
+                "out_features": weight.shape[0],
+                "bias": bias is not None,
+            }
             specs.append(ModuleSpec(module=module, kind="dense_linear", options=options))
             tensors |= {f"{module}.weight": weight} | ({} if bias is None else {f"{module}.bias": bias})
         d_model, count = artefact.tensors["down.weight"].shape
@@ -100,8 +112,9 @@ class PruneChannels(Method):
 def prune(weight: Tensor, covariance: Tensor, metric: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """(kept channel indices (keep,), refitted weight (d_out, keep)) for y = weight @ h, h with this covariance.
 
-    One channel goes at a time: the one whose removal raises tr(metric · error covariance) least when all others are refitted, which
-    is (wᵀ metric w)_j / (covariance⁻¹)_jj; both are then downdated. The end result is the least-squares refit on what is kept.
+    One channel goes at a time: the one whose removal raises tr(metric · error covariance) least when all others are refitted,
+    which is (wᵀ metric w)_j / (covariance⁻¹)_jj; both are then downdated. The end result is the least-squares refit on what
+    is kept.
     """
     d_ff = weight.shape[1]
     floor = DAMPING * float(covariance.diagonal().mean()) or 1.0

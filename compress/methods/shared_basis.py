@@ -1,4 +1,6 @@
-"""One basis for several projections: K and V of a layer, everything that reads the same input, or one role over neighbouring layers."""
+"""One basis for several projections: K and V of a layer, everything that reads the same input, or one role over neighbouring
+layers.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,15 @@ class SharedBasis(LowRankMethod):
 
     reference = "edwinhere/surgery (K and V stacked); Basis Sharing (ICLR 2025) for neighbouring layers"
 
-    share: list[list[str]] = Field([["k", "v"]], description="roles stacked together within a layer; a role alone pairs with `layers_together`")
-    layers_together: Annotated[int, Field(ge=1)] = Field(1, description="this many neighbouring layers share one basis per set of roles")
+    share: list[list[str]] = Field(
+        [["k", "v"]], description="roles stacked together within a layer; a role alone pairs with `layers_together`"
+    )
+    layers_together: Annotated[int, Field(ge=1)] = Field(
+        1, description="this many neighbouring layers share one basis per set of roles"
+    )
     metric: Literal["centred", "uncentred", "weight"] = Field(
-        "centred", description="centred: output covariance and a bias; uncentred: whitening; weight: no data, the published form"
+        "centred",
+        description="centred: output covariance and a bias; uncentred: whitening; weight: no data, the published form",
     )
 
     def groups(self, modules: Sequence[str], architecture: Architecture) -> list[tuple[str, ...]]:
@@ -33,9 +40,13 @@ class SharedBasis(LowRankMethod):
         for roles in self.share:
             for role in roles:
                 if role not in architecture.roles:
-                    raise ValueError(f"share: role {role!r} is not in {architecture.model_type}; allowed: {', '.join(architecture.roles)}")
+                    raise ValueError(
+                        f"share: role {role!r} is not in {architecture.model_type}; allowed: {', '.join(architecture.roles)}"
+                    )
                 if role not in architecture.input_roles(roles[0]):
-                    raise ValueError(f"share: {roles} do not read the same input; {roles[0]} goes with {architecture.input_roles(roles[0])}")
+                    raise ValueError(
+                        f"share: {roles} do not read the same input; {roles[0]} goes with {architecture.input_roles(roles[0])}"
+                    )
             for block in blocks:
                 members = tuple(m for i in block for role in roles if (m := architecture.module(i, role)) in places)
                 if members:

@@ -50,9 +50,7 @@ class SkipMLP(Method):
             tensors[f"{module}.{outer}.bias"] = artefact.tensors["mean"]
         spec = ModuleSpec(module=module, kind=f"{self.output}_mlp", options=dict(options))
         row = {"module": module, "kind": spec.kind, "rank": None}
-        return Replacement(
-            mlp_chain(group, spec), {**chain_tensors(group), **tensors}, group.modules, (row,)
-        )
+        return Replacement(mlp_chain(group, spec), {**chain_tensors(group), **tensors}, group.modules, (row,))
 
 
 def mlp_parameters(group: Group, shapes: Mapping[str, tuple[int, ...]]) -> int:

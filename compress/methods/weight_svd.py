@@ -1,4 +1,6 @@
-"""Plain truncated SVD of the weight: no data, the control of every data-aware method. Its row-centred twin is the published PCA."""
+"""Plain truncated SVD of the weight: no data, the control of every data-aware method. Its row-centred twin is the published
+PCA.
+"""
 
 from __future__ import annotations
 

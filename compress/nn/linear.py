@@ -24,10 +24,11 @@ class LowRankLinear(nn.Module):
 
 
 class PivotedLinear(nn.Module):
-    """`rank` rows of the product are kept, the others are combinations of them: y = [p; weight @ p][order] + bias, p = basis @ x.
+    """`rank` rows of the product are kept, the others are combinations of them: y = [p; weight @ p][order] + bias, p = basis
+    @ x.
 
-    basis (rank, in_features), weight (out_features − rank, rank), order (out_features,) the row of [p; weight @ p] each output reads.
-    Stores rank·(in_features + out_features − rank) numbers: never more than dense.
+    basis (rank, in_features), weight (out_features − rank, rank), order (out_features,) the row of [p; weight @ p] each
+    output reads. Stores rank·(in_features + out_features − rank) numbers: never more than dense.
     """
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
@@ -50,16 +51,14 @@ class PivotedLinear(nn.Module):
 class SharedLinear(nn.Module):
     """A low-rank (or pivoted) linear whose basis may belong to another module: y = rows(weight, p) + bias, p = owner.basis @ x.
 
-    The owner (owner=None) stores basis (rank, in_features); the others are linked to it after the model is built. Modules that get
-    the very same tensor compute p once: the last p is kept until another input comes. Where the graph is compiled or exported the
-    product is written out each time and common-subexpression elimination merges it.
-    weight (stored_rows, rank): stored_rows = out_features in plain form; fewer in pivoted form, where `order` (out_features,)
-    says which row of [p; weight @ p] each output reads.
+    The owner (owner=None) stores basis (rank, in_features); the others are linked to it after the model is built. Modules
+    that get the very same tensor compute p once: the last p is kept until another input comes. Where the graph is compiled or
+    exported the product is written out each time and common-subexpression elimination merges it. weight (stored_rows, rank):
+    stored_rows = out_features in plain form; fewer in pivoted form, where `order` (out_features,) says which row of [p;
+    weight @ p] each output reads.
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, rank: int, bias: bool, stored_rows: int, owner: str | None
-    ) -> None:
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool, stored_rows: int, owner: str | None) -> None:
         super().__init__()
         self.in_features, self.out_features, self.rank, self.owner = in_features, out_features, rank, owner
         self.weight = nn.Parameter(torch.empty(stored_rows, rank))

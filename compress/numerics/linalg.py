@@ -1,9 +1,9 @@
 """One factorization for every low-rank method, in float64 on the CPU.
 
-`factorize` minimises E‖G^½ (W x − L R x)‖² over products L R of a given rank, for inputs with second moment (or covariance) C:
-weight PCA is C = G = I, whitened SVD is the uncentred C, feature-space decomposition the centred C with a bias, the loss-weighted
-forms add the output-gradient moment G. All are the eigenproblem of M Mᵀ with M = G^½ W C^½ (Eckart–Young–Mirsky), and the
-solutions of all ranks are nested, so one decomposition serves every ratio.
+`factorize` minimises E‖G^½ (W x − L R x)‖² over products L R of a given rank, for inputs with second moment (or covariance)
+C: weight PCA is C = G = I, whitened SVD is the uncentred C, feature-space decomposition the centred C with a bias, the
+loss-weighted forms add the output-gradient moment G. All are the eigenproblem of M Mᵀ with M = G^½ W C^½
+(Eckart–Young–Mirsky), and the solutions of all ranks are nested, so one decomposition serves every ratio.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class PivotedForm:
-    """weight (d_out − r, r), basis (r, d_in), order (d_out,) int64: row i of the product is [basis; weight @ basis][order[i]]."""
+    """weight (d_out − r, r), basis (r, d_in), order (d_out,) int64: row i of the product is [basis; weight @
+    basis][order[i]].
+    """
 
     weight: Tensor
     basis: Tensor
@@ -100,7 +102,8 @@ class PivotedForm:
 
 
 def pivoted(left: Tensor, right: Tensor) -> PivotedForm | None:
-    """The product left @ right with r of its rows kept and the others as combinations of them; None where it is ill-conditioned.
+    """The product left @ right with r of its rows kept and the others as combinations of them; None where it is
+    ill-conditioned.
 
     Exact in exact arithmetic, r·(d_out + d_in − r) numbers. Pivot rows by column-pivoted QR of leftᵀ (Businger–Golub), which
     keeps the coefficients small; past `MAX_GROWTH` the plain form is safer.

@@ -64,7 +64,7 @@ class RankRule(BaseModel):
     )
     allocation: Literal["uniform", "global"] = Field(
         "global",
-        description="of a budget: the same fraction everywhere, or all ranks together by Lagrange multiplier (wants importance: fisher)",
+        description="of a budget: the same fraction everywhere, or all ranks together (wants importance: fisher)",
     )
     ranks: dict[str, int | None] | None = Field(None, description="one rank per module name; null leaves it dense")
     table: Path | None = Field(
@@ -138,9 +138,9 @@ def allocate(
 ) -> dict[str, int | None]:
     """One rank per module (None: dense) that together minimise the summed discarded spectrum within `budget` of all parameters.
 
-    Lagrangian: for a price per parameter each module takes its cheapest point of error + price·cost over all ranks and dense; the
-    price is bisected to the budget, and what is left over is spent on the best remaining gains. Spectra must share one scale, which
-    the loss-weighted metric gives. Optimal up to the concavities of single modules' curves.
+    Lagrangian: for a price per parameter each module takes its cheapest point of error + price·cost over all ranks and dense;
+    the price is bisected to the budget, and what is left over is spent on the best remaining gains. Spectra must share one
+    scale, which the loss-weighted metric gives. Optimal up to the concavities of single modules' curves.
     """
     curves = {name: _curve(spectrum, *shapes[name], form) for name, spectrum in spectra.items()}
     limit = budget * sum(d_out * d_in for d_out, d_in in shapes.values())

@@ -76,7 +76,9 @@ class Moments:
 
 
 class CrossMoments:
-    """Moments of x (n, d) together with its centred cross moment with targets y (n, e), float64: what a regression of y on x needs."""
+    """Moments of x (n, d) together with its centred cross moment with targets y (n, e), float64: what a regression of y on x
+    needs.
+    """
 
     def __init__(self, size: int, targets: int) -> None:
         self.input = Moments(size)
@@ -101,7 +103,8 @@ class CrossMoments:
 
 
 class Sample:
-    """A seeded sample of `rows` of the `total` rows that will pass, drawn before any is seen, so that any order of updates agrees.
+    """A seeded sample of `rows` of the `total` rows that will pass, drawn before any is seen, so that any order of updates
+    agrees.
 
     Rows keep their own float dtype; `rows` is capped at `total`.
     """

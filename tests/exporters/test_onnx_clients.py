@@ -29,7 +29,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 NEW_TOKENS = 24
-PACKAGES = {"optimum": ("torch", "optimum-onnx[onnxruntime]>=0.1"), "genai": ("onnxruntime-genai>=0.9",)}
+# torch in the build that is here: on a machine without a GPU the default one would bring 4 GB of CUDA.
+PACKAGES = {"optimum": (f"torch=={torch.__version__}", "optimum-onnx[onnxruntime]>=0.1"), "genai": ("onnxruntime-genai>=0.9",)}
 
 OPTIMUM = """
 import json, sys, torch

@@ -95,7 +95,7 @@ def test_non_finite_input_is_named():
 
 
 def test_symmetric_sqrt_is_scipys():
-    _, x, g = problem(6, 5, 5)
+    _, _, g = problem(6, 5, 5)
     root, inverse = symmetric_sqrt(g)
     np.testing.assert_allclose(root.numpy(), np.real(scipy.linalg.sqrtm(g.numpy())), atol=1e-7)
     torch.testing.assert_close(root @ inverse, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-6)
