@@ -10,7 +10,7 @@ import torch
 
 from compress.nn import KINDS
 from compress.nn.symbolic import SymbolicMLP
-from compress.numerics.program import symbolic_options
+from compress.numerics.program import Program, compile_program, symbolic_options
 
 D_MODEL = 6
 EXPRESSIONS = [
@@ -158,3 +158,31 @@ def test_it_is_a_kind_of_the_plan_under_names_no_loader_rewrites():
     module = symbolic_mlp()
     assert not any(word in type(m).__name__ for m in module.modules() for word in ("LayerNorm", "RMSNorm", "RotaryEmbedding"))
     assert not any(name.endswith(("weight_g", "weight_v", "gamma", "beta")) for name in module.state_dict())
+
+
+OPTIONS = {"outer": "down_proj", "d_model": 4, "inputs": 2, "outputs": 1, "affine": 0, "constants": 1, "clamp": True}
+
+
+def test_symbolic_options_compile_the_expressions_and_keep_the_rest():
+    options = symbolic_options(OPTIONS | {"expressions": [["mul", ["param", 0], ["sin", ["var", 1]]]]})
+    program = Program.from_json(options.pop("program"))
+    assert options == OPTIONS
+    assert program == compile_program([["mul", ["param", 0], ["sin", ["var", 1]]]], 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "needs `expressions`"),
+        ({"expressions": "sin(z0)"}, "needs `expressions`, a list"),
+        ({"expressions": []}, "0 expressions for 1 outputs"),
+        ({"expressions": [["var", 0]], "inputs": 0}, "needs `inputs`, an integer of 1 or more, got 0"),
+        ({"expressions": [["var", 0]], "constants": "1"}, "needs `constants`"),
+        ({"expressions": [["var", 0]], "d_model": None}, "needs `d_model`"),
+        ({"expressions": [["var", 2]]}, "expression 0: 'var' 2 is out of range"),
+        ({"expressions": [["exec", ["var", 0]]]}, "expression 0: no operation 'exec'"),
+    ],
+)
+def test_symbolic_options_name_what_is_wrong(change, message):
+    with pytest.raises(ValueError, match=message):
+        symbolic_options(OPTIONS | change)

@@ -27,7 +27,6 @@ from compress.numerics.program import (
     compile_program,
     evaluate_numpy,
     onnx_nodes,
-    symbolic_options,
     torch_source,
 )
 
@@ -281,31 +280,3 @@ def test_source_is_straight_line_code_with_named_shared_parts():
         "t0 = torch.sin(z0 * z1)",
         "y = torch.cat([t0 + constants[0] * t0, z2 * z2], dim=-1)",
     ]
-
-
-OPTIONS = {"outer": "down_proj", "d_model": 4, "inputs": 2, "outputs": 1, "affine": 0, "constants": 1, "clamp": True}
-
-
-def test_symbolic_options_compile_the_expressions_and_keep_the_rest():
-    options = symbolic_options(OPTIONS | {"expressions": [["mul", C0, ["sin", Y]]]})
-    program = Program.from_json(options.pop("program"))
-    assert options == OPTIONS
-    assert program == compile_program([["mul", C0, ["sin", Y]]], 2, 1)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({}, "needs `expressions`"),
-        ({"expressions": "sin(z0)"}, "needs `expressions`, a list"),
-        ({"expressions": []}, "0 expressions for 1 outputs"),
-        ({"expressions": [X], "inputs": 0}, "needs `inputs`, an integer of 1 or more, got 0"),
-        ({"expressions": [X], "constants": "1"}, "needs `constants`"),
-        ({"expressions": [X], "d_model": None}, "needs `d_model`"),
-        ({"expressions": [["var", 2]]}, "expression 0: 'var' 2 is out of range"),
-        ({"expressions": [["exec", X]]}, "expression 0: no operation 'exec'"),
-    ],
-)
-def test_symbolic_options_name_what_is_wrong(change, message):
-    with pytest.raises(ValueError, match=message):
-        symbolic_options(OPTIONS | change)

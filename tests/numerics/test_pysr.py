@@ -1,4 +1,4 @@
-"""The PySR engine without Julia: what it asks of its worker process, how it fails, and that its equations are scored like any."""
+"""The PySR engine without Julia: what it asks of its worker process, how it fails, how its equations are scored."""
 
 from __future__ import annotations
 
