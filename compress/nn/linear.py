@@ -95,7 +95,24 @@ class SharedLinear(nn.Module):
 
 
 class DenseLinear(nn.Linear):
-    """A plain linear of another shape, or with a bias the original did not have: pruned channels, dense fall-backs."""
+    """A plain linear of another shape, or with a bias the original did not have: pruned channels, dense fall-backs.
 
-    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
-        super().__init__(in_features, out_features, bias=bias)
+    With `extra_bias` the bias is the last column of weight (out_features, in_features + 1): in the original's own shape a
+    loader that does not know this class would read the weight and drop the bias.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, extra_bias: bool = False) -> None:
+        if bias and extra_bias:
+            raise ValueError("a dense_linear has `bias` or `extra_bias`, not both: extra_bias is for an original without a bias")
+        super().__init__(in_features + extra_bias, out_features, bias=bias)
+        self.in_features, self.extra_bias = in_features, extra_bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) → (..., out_features)"""
+        if self.extra_bias:
+            return F.linear(x, self.weight[:, :-1], self.weight[:, -1])
+        return super().forward(x)
+
+    def multiply_adds(self, context: int) -> int:
+        """Of one token, whatever the context: a bias is added, not multiplied."""
+        return self.in_features * self.out_features
