@@ -17,12 +17,12 @@ from compress.inline import import_block, inline
 from compress.plan import ModuleSpec, Plan
 
 FILE = "modeling_compress.py"
-CLASS = "CompressedForCausalLM"
+CLASS, BASE_CLASS = "CompressedForCausalLM", "CompressedModel"
 
 _IMPORTS = (
     "from typing import Any",
     "from torch import nn",
-    "from transformers import {stock}",
+    "from transformers import {stock}, {stock_base}",
     "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer",
     "from transformers.quantizers.base import HfQuantizer",
     "from transformers.utils.quantization_config import QuantizationConfigMixin",
@@ -88,29 +88,50 @@ if "compress" not in AUTO_QUANTIZER_MAPPING:  # compress itself, or the file of 
     register_quantizer("compress")(CompressQuantizer)
 
 
+def replace_modules(model: nn.Module, config: CompressConfig) -> None:
+    """Raises ValueError for a plan this file was not written for."""
+    if config.format_version != {format_version}:
+        raise ValueError(f"this file reads format_version {format_version}, not {{config.format_version}}: write it again")
+    prefix = model.base_model_prefix + "."
+    headless = not hasattr(model, model.base_model_prefix)  # AutoModel without a head: names lose the prefix
+
+    def find(name: str) -> nn.Module:
+        return model.get_submodule(name.removeprefix(prefix) if headless else name)
+
+    for spec in config.modules:
+        if spec["kind"] not in KINDS:
+            raise ValueError(f"this file has {{', '.join(KINDS)}}, not {{spec['kind']!r}}: write it again")
+        parent, _, child = spec["module"].rpartition(".")
+        options = dict(spec["options"])
+{extras}        find(parent).register_module(child, KINDS[spec["kind"]](**options).train(model.training))
+{link}
+
 class {name}({stock}):
     """{stock} with the replacements of this checkpoint."""
 
     def replace_modules(self, config: CompressConfig) -> None:
-        """Raises ValueError for a plan this file was not written for."""
-        if config.format_version != {format_version}:
-            raise ValueError(f"this file reads format_version {format_version}, not {{config.format_version}}: write it again")
-        for spec in config.modules:
-            if spec["kind"] not in KINDS:
-                raise ValueError(f"this file has {{', '.join(KINDS)}}, not {{spec['kind']!r}}: write it again")
-            parent, _, child = spec["module"].rpartition(".")
-            owner = self.get_submodule(parent)
-            options = dict(spec["options"])
-{extras}            owner.register_module(child, KINDS[spec["kind"]](**options).train(self.training))
+        replace_modules(self, config)
+
+
+class {base_name}({stock_base}):
+    """{stock_base} with the replacements of this checkpoint."""
+
+    def replace_modules(self, config: CompressConfig) -> None:
+        replace_modules(self, config)
 '''
 
 _PROGRAM = """\
-            if options.pop("expressions", None) is not None:
-                options["program"] = PROGRAMS[spec["module"]]
+        if options.pop("expressions", None) is not None:
+            options["program"] = PROGRAMS[spec["module"]]
 """
 _ORIGINAL = """\
-            if spec["kind"] in WRAPPERS:
-                options["original"] = owner.get_submodule(child)
+        if spec["kind"] in WRAPPERS:
+            options["original"] = find(spec["module"])
+"""
+_LINK = """\
+    for spec in config.modules:  # once all are in place: an owner may come after what reads its basis
+        if spec["options"].get("owner") is not None:
+            find(spec["module"]).link(find(spec["options"]["owner"]))
 """
 
 
@@ -128,7 +149,8 @@ def write_remote_code(folder: Path) -> None:
     plan = Plan.model_validate({key: quantization[key] for key in ("format_version", "modules") if key in quantization})
     # The code goes first: a config that names a missing file would stop every load.
     write_text(folder / FILE, remote_code(plan, str(config["model_type"])))
-    config["auto_map"] = dict(config.get("auto_map") or {}) | {"AutoModelForCausalLM": f"{Path(FILE).stem}.{CLASS}"}
+    ours = {"AutoModelForCausalLM": f"{Path(FILE).stem}.{CLASS}", "AutoModel": f"{Path(FILE).stem}.{BASE_CLASS}"}
+    config["auto_map"] = dict(config.get("auto_map") or {}) | ours
     write_json(path, config)
 
 
@@ -139,7 +161,7 @@ def remote_code(plan: Plan, model_type: str) -> str:
     """
     from compress.nn import KINDS, WRAPPERS
 
-    stock = _stock_class(model_type)
+    stock, stock_base = _stock_classes(model_type)
     kinds = sorted({spec.kind for spec in plan.modules})
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ValueError(f"unknown kind {unknown[0]!r}; this compress knows {', '.join(KINDS)}: a newer one wrote the plan")
@@ -148,24 +170,28 @@ def remote_code(plan: Plan, model_type: str) -> str:
     wrappers = [kind for kind in kinds if kind in WRAPPERS]
     return _TEMPLATE.format(
         version=__version__,
-        imports=import_block([*inlined.imports, *(line.format(stock=stock) for line in _IMPORTS)]),
+        imports=import_block([*inlined.imports, *(line.format(stock=stock, stock_base=stock_base) for line in _IMPORTS)]),
         classes=inlined.text,
         kinds="\n".join(f'    "{kind}": {KINDS[kind].__name__},' for kind in kinds),
         tables=_tables(programs, wrappers),
         name=CLASS,
         stock=stock,
+        base_name=BASE_CLASS,
+        stock_base=stock_base,
         format_version=plan.format_version,
         extras=_PROGRAM * bool(programs) + _ORIGINAL * bool(wrappers),
+        link=_LINK * any(spec.options.get("owner") is not None for spec in plan.modules),
     )
 
 
-def _stock_class(model_type: str) -> str:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+def _stock_classes(model_type: str) -> tuple[str, str]:
+    """transformers' class with the output projection, and the one without."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
-    if not isinstance(name, str):
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type), MODEL_MAPPING_NAMES.get(model_type)
+    if not isinstance(names[0], str) or not isinstance(names[1], str):
         raise ValueError(f"transformers has no causal language model of model_type {model_type!r}; compress targets those only")
-    return name
+    return names[0], names[1]
 
 
 def _program(spec: ModuleSpec) -> dict[str, Any]:

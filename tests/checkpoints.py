@@ -25,7 +25,9 @@ from compress.plan import ModuleSpec, Plan
 disable_progress_bar()
 
 FAMILIES = tuple(ARCHITECTURES)
-LINEAR_KINDS = ("low_rank_linear", "pivoted_linear", "dense_linear")
+# Three ways to share a basis: k and v of a layer in both forms, v over all layers. A fused qkv is shared over the layers instead.
+SHARED_KINDS = ("shared_linear", "shared_pivoted", "shared_across")
+LINEAR_KINDS = ("low_rank_linear", "pivoted_linear", "dense_linear", *SHARED_KINDS)
 MLP_KINDS = ("identity_mlp", "zero_mlp", "mean_mlp", "affine_mlp", "symbolic_mlp")
 
 D_MODEL, D_FF, HEADS, KV_HEADS, LAYERS, VOCABULARY, POSITIONS = 32, 48, 4, 2, 2, 97, 128
@@ -116,15 +118,17 @@ def randomize(module: nn.Module, seed: int) -> None:
 def random_plan(model: Any, *kinds: str) -> Plan:
     """A plan of these kinds, in the model's own shapes.
 
-    `low_rank_linear` takes every decoder linear; another linear kind takes q (or qkv) and down of each layer; the n-th MLP kind
-    takes the MLP of the n-th layer from the end. Raises ValueError for an unknown kind.
+    `low_rank_linear` takes every decoder linear, the shared kinds k and v (or qkv); another linear kind takes q (or qkv) and
+    down of each layer; the n-th MLP kind takes the MLP of the n-th layer from the end. Raises ValueError for an unknown kind.
     """
     row = architecture(model.config.model_type)
     specs: dict[str, ModuleSpec] = {}
     layers = len(model.get_submodule(row.layers))
     from_end = layers - 1
     for kind in kinds:
-        if kind in LINEAR_KINDS:
+        if kind in SHARED_KINDS:
+            specs |= {spec.module: spec for spec in _shared_specs(model, kind)}
+        elif kind in LINEAR_KINDS:
             roles = tuple(row.roles) if kind == "low_rank_linear" else tuple(r for r in ("q", "qkv", "down") if r in row.roles)
             for name in (row.module(layer, role) for layer in range(layers) for role in roles):
                 specs[name] = ModuleSpec(module=name, kind=kind, options=_linear_options(model.get_submodule(name), kind))
@@ -143,7 +147,27 @@ def _linear_options(linear: nn.Module, kind: str) -> dict[str, Any]:
     weight: torch.Tensor = linear.weight  # type: ignore[assignment]
     out_features, in_features = weight.shape if isinstance(linear, nn.Linear) else reversed(weight.shape)
     shape = {"in_features": int(in_features), "out_features": int(out_features), "bias": True}
-    return shape if kind == "dense_linear" else shape | {"rank": RANK}
+    if kind != "dense_linear":
+        return shape | {"rank": RANK}
+    return shape if linear.bias is not None else shape | {"bias": False, "extra_bias": True}
+
+
+def _shared_specs(model: Any, kind: str) -> list[ModuleSpec]:
+    """One basis per layer for k and v, or one for v (or qkv) of all layers; the first module of each is the owner."""
+    row = architecture(model.config.model_type)
+    layers = range(len(model.get_submodule(row.layers)))
+    across = kind == "shared_across" or "v" not in row.roles
+    roles = ("qkv",) if "v" not in row.roles else ("v",) if across else ("k", "v")
+    sets = [[(layer, role) for layer in block for role in roles] for block in ([layers] if across else [[i] for i in layers])]
+    specs = []
+    for places in sets:
+        owner, *_ = names = [row.module(*place) for place in places]
+        for position, name in enumerate(names):
+            options = _linear_options(model.get_submodule(name), kind)
+            pivots = -(-(RANK - position) // len(names)) if kind == "shared_pivoted" else 0  # those among its own rows
+            options |= {"stored_rows": options["out_features"] - pivots, "owner": None if name == owner else owner}
+            specs.append(ModuleSpec(module=name, kind="shared_linear", options=options))
+    return specs
 
 
 def _mlp_options(kind: str, outer: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import LINEAR_KINDS, MLP_KINDS, ScaledLinear, run_without, tiny_checkpoint, tiny_model, with_plan
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from compress import nn
 from compress.hf import register
@@ -26,6 +26,8 @@ CASES = {f"qwen2-{kind}": ("qwen2", kind) for kind in (*LINEAR_KINDS, *MLP_KINDS
     "opt-mean_mlp": ("opt", "mean_mlp"),
     "opt-symbolic_mlp": ("opt", "symbolic_mlp"),
     "opt-everything": ("opt", "low_rank_linear", "affine_mlp"),
+    "gpt2-shared_linear": ("gpt2", "shared_linear"),  # names that AutoModel shortens by another prefix
+    "opt-shared_across": ("opt", "shared_across"),
 }
 WRAPPED = "qwen2-a kind that keeps its original"
 SWAPPED = "qwen2-symbolic_mlp, other expressions in the same layer"
@@ -34,24 +36,25 @@ SWAPPED = "qwen2-symbolic_mlp, other expressions in the same layer"
 _LOAD = """
 import hashlib, json, sys
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 folders, ids = json.loads(sys.argv[1]), torch.tensor([json.loads(sys.argv[2])])
 def load(folder, trust):
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust)
+        models = [auto.from_pretrained(folder, trust_remote_code=trust) for auto in (AutoModelForCausalLM, AutoModel)]
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     with torch.no_grad():
-        logits = model(ids).logits
-    return [type(model).__name__, hashlib.sha256(logits.numpy().tobytes()).hexdigest()]
+        found = [model(ids)[0] for model in models]
+    return [[type(m).__name__, hashlib.sha256(y.numpy().tobytes()).hexdigest()] for m, y in zip(models, found)]
 print(json.dumps([{name: load(folder, trust) for name, folder in folders.items()} for trust in (False, True)]))
 """
 
 
-def _digest(folder: Path) -> str:
+def _digest(folder: Path, auto: Any = AutoModelForCausalLM) -> str:
+    """Of the logits; of the last hidden states where `auto` is AutoModel."""
     with torch.no_grad():
-        logits = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([IDS])).logits
-    return hashlib.sha256(logits.numpy().tobytes()).hexdigest()
+        found = auto.from_pretrained(folder)(torch.tensor([IDS]))[0]
+    return hashlib.sha256(found.numpy().tobytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,7 @@ def scaled_kind() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def loads(tmp_path_factory: pytest.TempPathFactory, scaled_kind: None) -> dict[str, tuple[str, Any, Any]]:
-    """Per case: digest of the logits with compress, what a plain load gave without it, what a trusting load gave without it."""
+    """Per case: digests with compress, what a plain load gave without it, what trusting loads gave without it."""
     register()
     root = tmp_path_factory.mktemp("remote")
     folders = {name: tiny_checkpoint(root / name, *case) for name, case in CASES.items()}
@@ -75,7 +78,7 @@ def loads(tmp_path_factory: pytest.TempPathFactory, scaled_kind: None) -> dict[s
     (folders[SWAPPED] / "config.json").write_text(json.dumps(config))
     for folder in folders.values():
         write_remote_code(folder)
-    digests = {name: _digest(folder) for name, folder in folders.items()}
+    digests = {name: [_digest(folder), _digest(folder, AutoModel)] for name, folder in folders.items()}
     arguments = json.dumps({name: str(folder) for name, folder in folders.items()}), json.dumps(IDS)
     plain, trusted = json.loads(run_without(["compress"], _LOAD, root, *arguments).splitlines()[-1])
     return {name: (digests[name], plain[name], trusted[name]) for name in folders}
@@ -87,13 +90,7 @@ def _wrapped(folder: Path) -> Path:
     return with_plan(folder, tiny_model("qwen2"), plan)
 
 
-# A dense linear of the old shape with a bias that was not there: transformers only warns that it is not used.
-_SAME_SHAPE = pytest.param(
-    "qwen2-dense_linear", marks=pytest.mark.xfail(strict=True, reason="same names and shapes as the original")
-)
-
-
-@pytest.mark.parametrize("case", [_SAME_SHAPE if case == "qwen2-dense_linear" else case for case in [*CASES, WRAPPED]])
+@pytest.mark.parametrize("case", [*CASES, WRAPPED])
 def test_a_plain_load_without_compress_raises_instead_of_guessing_weights(loads: Any, case: str) -> None:
     _, plain, _ = loads[case]
     assert isinstance(plain, str), "random weights were loaded"
@@ -101,9 +98,9 @@ def test_a_plain_load_without_compress_raises_instead_of_guessing_weights(loads:
 
 
 @pytest.mark.parametrize("case", [*CASES, SWAPPED, WRAPPED])
-def test_a_trusting_load_without_compress_has_the_same_logits_bit_for_bit(loads: Any, case: str) -> None:
-    expected, _, trusted = loads[case]
-    assert trusted == ["CompressedForCausalLM", expected]
+def test_a_trusting_load_without_compress_computes_the_same_bit_for_bit(loads: Any, case: str) -> None:
+    (logits, hidden), _, trusted = loads[case]
+    assert trusted == [["CompressedForCausalLM", logits], ["CompressedModel", hidden]]
 
 
 def test_the_generated_file_needs_neither_compress_nor_sympy(tmp_path: Path) -> None:
@@ -124,7 +121,10 @@ def test_with_compress_installed_the_checkpoint_loads_as_before(tmp_path: Path) 
     write_remote_code(folder)  # a second time changes nothing
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "qwen2"
-    assert config["auto_map"] == {"AutoModelForCausalLM": "modeling_compress.CompressedForCausalLM"}
+    assert config["auto_map"] == {
+        "AutoModelForCausalLM": "modeling_compress.CompressedForCausalLM",
+        "AutoModel": "modeling_compress.CompressedModel",
+    }
     assert _digest(folder) == before
 
 
