@@ -231,6 +231,9 @@ def test_signs_and_fractions_cost_one_operation():
     assert operations(["mul", X, ["pow", Y, ["int", -1]]]) == ["div"]
     assert operations(["neg", ["sub", X, Y]]) == ["sub"]
     assert operations(["mul", ["neg", X], ["neg", Y]]) == ["mul"]
+    quotient = ["mul", ["reciprocal", Y], X, ["reciprocal", Z]]
+    assert operations(quotient) == ["div", "div"]
+    assert evaluate_numpy(compile_program([quotient], 3, 0), np.array([[3.0, 4.0, 5.0]]), []) == pytest.approx(3 / 4 / 5)
     assert operations(["add", X, ["int", 0]]) == []
 
 

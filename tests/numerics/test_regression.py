@@ -16,6 +16,7 @@ from compress.numerics.expression import symbols
 from compress.numerics.front import Candidate, Front, choose
 from compress.numerics.program import compile_program, evaluate_numpy
 from compress.numerics.regression import EngineOptions, regress, regress_each
+from compress.numerics.scoring import Judge, Rows, Scaling
 
 RNG = np.random.default_rng(0)
 Z = RNG.normal(size=(600, 3))
@@ -177,6 +178,19 @@ def test_held_out_rows_decide_against_overfitting():
     most = front.candidates[-1]
     assert most.train_loss < best(front).train_loss
     assert most.held_out_loss > best(front).held_out_loss
+
+
+def test_simplifying_never_makes_an_expression_larger():
+    judge = Judge(Rows(Z, TARGET[:, None], Z, TARGET[:, None]), 0, Scaling(np.zeros(3), np.ones(3), 0.0, 1.0), True, {})
+    variables = [["var", i] for i in range(3)]
+    common = judge.candidate(["mul", ["param", 0], ["add", *variables]], [0.5], "test")  # sympy would write 0.5 three times
+    assert common is not None
+    assert common.complexity == 7
+    merged = judge.candidate(
+        ["add", ["mul", ["param", 0], variables[0]], ["mul", ["param", 1], variables[0]]], [0.5, 0.25], "test"
+    )
+    assert merged is not None
+    assert (merged.complexity, merged.constants) == (3, (0.75,))
 
 
 def candidate(size: int, loss: float, held: float) -> Candidate:
