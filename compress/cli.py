@@ -144,6 +144,43 @@ def sweep(
     _fit_points(sweeps.points_of_settings(_packaged(recipe), settings), fresh, as_json)
 
 
+@app.command()
+def search(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file; `compress recipes ls` lists the packaged ones.")],
+    overrides: Overrides = None,
+    metric: Annotated[str, typer.Option(help="perplexity or tasks.")] = "perplexity",
+    tolerance: Annotated[
+        float | None, typer.Option(help="Growth of perplexity per linear (0.005), or loss of accuracy (0.01).")
+    ] = None,
+    tasks: Annotated[Path | None, typer.Option(help="A jsonl file of multiple-choice questions, for --metric tasks.")] = None,
+    search_windows: Annotated[int, typer.Option(help="The search sees the first windows of the first evaluation text …")] = 32,
+    test_windows: Annotated[int, typer.Option(help="… and the report the last ones.")] = 64,
+    length: Annotated[int, typer.Option(help="Tokens per window.")] = 128,
+    compare_uniform: Annotated[
+        bool, typer.Option("--compare-uniform/--no-compare-uniform", help="Measure uniform ranks of equal stored size too.")
+    ] = True,
+    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Forget an earlier search, or continue it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose each linear's rank by measuring, last layer first; writes ranks.json for `rank: {table: …}`."""
+    from compress.recipe import load_recipe
+
+    loaded = load_recipe(_packaged(recipe), overrides or [])
+    _quiet_transformers()
+    from compress import search as searches
+    from compress import tables
+
+    given = {"metric": metric, "tolerance": tolerance, "tasks": tasks, "compare_uniform": compare_uniform}
+    options = searches.options_of({**given, "search_windows": search_windows, "test_windows": test_windows, "length": length})
+    with _progress(as_json) as progress:
+        found = searches.search(loaded, options, fresh=fresh, progress=progress)
+    if as_json:
+        _emit({"output": str(loaded.output), **found})
+    else:
+        _print(tables.search_table(found))
+        print(f"ranks: {loaded.output / 'ranks.json'}")
+
+
 def _fit_points(points: list[Any], fresh: bool, as_json: bool) -> None:
     from compress import sweep as sweeps
     from compress import tables

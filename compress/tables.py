@@ -73,6 +73,17 @@ def sweep_table(points: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def search_table(found: Mapping[str, Any]) -> Table:
+    """Dense, surgical and its controls at equal size: numbers stored, and the metric on both splits."""
+    table = Table(title=found["metric"], caption=f"tolerance {found['tolerance']:g}; the search never saw the test split")
+    for column in ("ranks", "stored", "targeted kept", "search split", "test split"):
+        table.add_column(column, justify="left" if column == "ranks" else "right")
+    for row in found["results"]:
+        shown = [f"{row[split]:.4f}" if found["metric"] == "tasks" else f"{row[split]:.3f}" for split in ("search", "test")]
+        table.add_row(row["ranks"], f"{row['stored']:,}", f"{row['kept']:.1%}", *shown)
+    return table
+
+
 def export_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per artefact and provider: size and parity with the checkpoint; everything else is in export.json."""
     table = Table(
