@@ -25,7 +25,7 @@ from compress.plan import ModuleSpec, Plan
 disable_progress_bar()
 
 FAMILIES = tuple(ARCHITECTURES)
-# Three ways to share a basis: k and v of a layer in both forms, v over all layers. A fused qkv is shared over the layers instead.
+# Three ways to share a basis: k and v of a layer in both forms, v over all layers. A fused qkv is shared over the layers.
 SHARED_KINDS = ("shared_linear", "shared_pivoted", "shared_across")
 LINEAR_KINDS = ("low_rank_linear", "pivoted_linear", "dense_linear", *SHARED_KINDS)
 MLP_KINDS = ("identity_mlp", "zero_mlp", "mean_mlp", "affine_mlp", "symbolic_mlp")

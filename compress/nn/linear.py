@@ -103,7 +103,7 @@ class DenseLinear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool, extra_bias: bool = False) -> None:
         if bias and extra_bias:
-            raise ValueError("a dense_linear has `bias` or `extra_bias`, not both: extra_bias is for an original without a bias")
+            raise ValueError("a dense_linear has `bias` or `extra_bias`, not both: the latter is for an original without one")
         super().__init__(in_features + extra_bias, out_features, bias=bias)
         self.in_features, self.extra_bias = in_features, extra_bias
 
