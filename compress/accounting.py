@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.architecture import architecture
+from compress.architecture import Architecture, architecture
 from compress.hf import QUANT_METHOD, apply_plan
+from compress.nn.linear import SharedLinear
 from compress.plan import Plan
 
 
@@ -125,13 +126,15 @@ def weight_bytes(folder: Path) -> int:
 
 
 def count_multiply_adds(model: Any, context: int) -> MultiplyAdds:
-    """Count from shapes: a matrix (m, n) costs m·n, an embedding is looked up, a program costs its operations.
+    """Count from shapes: a matrix (m, n) costs m·n, an embedding is looked up, a program costs its operations. A shared basis
+    costs one product for each different activation that its modules read.
 
     A module with a method `multiply_adds(context)` is asked instead, for itself and everything inside; where such a module
     stands at a layer's attention, the layer's attention products are part of its answer.
     """
     row = architecture(model.config.model_type)
     inside = outside = programs = 0
+    products: set[tuple[str, object]] = set()  # (owner of a basis, what it is multiplied with)
     for name, module in _uncounted(model):
         own = cast(Any, module)
         if hasattr(module, "multiply_adds"):
@@ -141,6 +144,10 @@ def count_multiply_adds(model: Any, context: int) -> MultiplyAdds:
             cost = 0
         elif isinstance(module, nn.Embedding):
             cost = 0
+        elif isinstance(module, SharedLinear):
+            product = (module.owner or name, _activation(row, name))
+            cost = module.weight.numel() + (product not in products) * module.rank * module.in_features
+            products.add(product)
         else:
             cost = sum(p.numel() for p in module.parameters(recurse=False) if p.ndim == 2)
         if name.startswith(row.layers + "."):
@@ -163,6 +170,12 @@ def _uncounted(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mod
         return
     for name, child in model.named_children():
         yield from _uncounted(child, f"{prefix}.{name}".lstrip("."))
+
+
+def _activation(row: Architecture, module: str) -> object:
+    """What a linear reads: equal for linears of a layer that read the same activation."""
+    place = row.locate(module)
+    return module if place is None else (place[0], row.input_roles(place[1]))
 
 
 def _attention(config: Any, layer: int, context: int) -> int:

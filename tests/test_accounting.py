@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from checkpoints import D_FF, D_MODEL, FAMILIES, HEADS, KV_HEADS, LAYERS, RANK, VOCABULARY, tiny_checkpoint
+from checkpoints import D_FF, D_MODEL, FAMILIES, HEADS, KV_HEADS, LAYERS, RANK, SHARED_KINDS, VOCABULARY, tiny_checkpoint
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
@@ -40,7 +40,10 @@ def _counted(model, tokens):
     return (counter.get_total_flops() - rotary) / 2 / tokens
 
 
-@pytest.mark.parametrize("kinds", [(), ("low_rank_linear",), ("pivoted_linear",), ("affine_mlp", "mean_mlp")], ids="+".join)
+KINDS = [(), ("low_rank_linear",), ("pivoted_linear",), ("dense_linear",), ("affine_mlp", "mean_mlp")]
+
+
+@pytest.mark.parametrize("kinds", [*KINDS, *((kind,) for kind in SHARED_KINDS)], ids="+".join)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_multiply_adds_are_those_that_torch_dispatches(tmp_path, family, kinds):
     folder = tiny_checkpoint(tmp_path, family, *kinds)
@@ -82,6 +85,23 @@ def test_parameters_and_what_is_kept_by_hand(tmp_path):
 def test_parameters_are_those_of_the_loaded_model(tmp_path, family):
     folder = tiny_checkpoint(tmp_path, family, "low_rank_linear", "mean_mlp")
     assert account(folder).parameters == sum(p.numel() for p in _load(folder).parameters())
+
+
+def test_a_basis_is_stored_once_and_multiplied_once_per_input(tmp_path):
+    kv = KV_HEADS * HEAD_DIM
+    dense = account(tiny_checkpoint(tmp_path / "dense", "llama"))
+    matrices = {  # kind → (stored by the targeted modules, multiplied per token), beside their biases
+        "shared_linear": (LAYERS * RANK * (D_MODEL + 2 * kv), LAYERS * RANK * (D_MODEL + 2 * kv)),
+        "shared_pivoted": (LAYERS * RANK * (D_MODEL + 2 * kv - RANK), LAYERS * RANK * (D_MODEL + 2 * kv - RANK)),
+        "shared_across": (RANK * (D_MODEL + LAYERS * kv), RANK * (LAYERS * D_MODEL + LAYERS * kv)),
+    }
+    for kind, (stored, multiplied) in matrices.items():
+        got = account(tiny_checkpoint(tmp_path / kind, "llama", kind))
+        roles = 1 if kind == "shared_across" else 2
+        original = LAYERS * roles * D_MODEL * kv
+        assert got.targeted_baseline == original + LAYERS * roles * kv
+        assert dense.parameters - got.parameters == original - stored
+        assert dense.multiply_adds.linears - got.multiply_adds.linears == original - multiplied
 
 
 def test_an_inline_mlp_counts_as_one(tmp_path):
