@@ -23,16 +23,18 @@ Overrides = Annotated[
 ]
 
 
+# Typer's usage errors: click's ClickException, or that of the click inside newer versions of Typer.
+_USAGE: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line per mistake on stderr and exit code 2."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = app(standalone_mode=False)  # the code of an Exit, 130 for an interruption, or what the command returns
+        if code == 130:
+            print("interrupted; finished units are kept: run the same command again to continue", file=sys.stderr)
+        sys.exit(code if isinstance(code, int) else 0)
     except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        print("interrupted; finished units are kept: run the same command again to continue", file=sys.stderr)
         sys.exit(130)
     except (ValueError, FileNotFoundError, NotImplementedError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -41,9 +43,7 @@ def main() -> None:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
-        from click import ClickException
-
-        if not isinstance(error, ClickException):
+        if not isinstance(error, _USAGE):
             raise
         error.show()
         sys.exit(error.exit_code)
@@ -62,7 +62,7 @@ def _progress(quiet: bool = False) -> Iterator[Callable[[str, int], Callable[[],
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty()) as bar:
 
         def task(description: str, total: int) -> Callable[[], None]:
             identifier = bar.add_task(description, total=total)
@@ -261,6 +261,8 @@ def recipes_ls() -> None:
 def recipes_cp(name: str, target: Annotated[Path, typer.Argument(help="File or folder to copy to.")] = Path()) -> None:
     """Copy a packaged recipe, to edit it."""
     source = _packaged(Path(name))
+    if not source.is_file():
+        raise FileNotFoundError(f"no recipe {name!r}; `compress recipes ls` lists the packaged ones")
     destination = target / source.name if target.is_dir() else target
     if destination.exists():
         raise ValueError(f"{destination} exists already; give another target")
