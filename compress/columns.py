@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from compress.cells import ABSENT, integer, mib, milliseconds, peak, percent, perplexity, si, speedup, steady
@@ -36,6 +37,8 @@ class Column:
     explanation: str
     cell: Callable[[Entry], str]
     is_name: bool = False
+    is_detail: bool = False  # left out where there is little room
+    is_group: bool = False  # written once for the entries that share it
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Block:
     title: str
     columns: tuple[Column, ...]
     entries: Sequence[Entry]
+    is_detail: bool = False
 
 
 def tables(results: Entry) -> list[Block]:
@@ -56,12 +60,14 @@ def tables(results: Entry) -> list[Block]:
         Block("How fast it is", speed_columns(results), rows),
     ]
     if len(settings["batch_sizes"]) * len(settings["contexts"]) > 1:
-        out.append(Block("Decoding by batch size and context", decode_columns(), decode_entries(rows)))
+        out.append(Block("Decoding by batch size and context", decode_columns(), decode_entries(rows), is_detail=True))
     return [*out, Block("What it takes", footprint_columns(), rows)]
 
 
 VARIANT = Column("variant", "What was measured.", lambda e: e["label"], is_name=True)
-RUNTIME = Column("runtime", "What executed it, and on which device.", lambda e: f"{e['runtime']} · {e['device']}", is_name=True)
+RUNTIME = Column(
+    "runtime", "What executed it, and on which device.", lambda e: f"{e['runtime']} · {e['device']}", is_group=True
+)
 
 
 def size_columns(results: Entry) -> tuple[Column, ...]:
@@ -80,12 +86,17 @@ def size_columns(results: Entry) -> tuple[Column, ...]:
             "Parameters that remain of the whole model, embeddings and head included.",
             lambda e: percent(e["account"]["model_kept"]),
         ),
-        Column("parameters", "Parameters of the whole model; tied ones count once.", lambda e: si(e["account"]["parameters"])),
+        Column(
+            "parameters",
+            "Parameters of the whole model; tied ones count once.",
+            lambda e: si(e["account"]["parameters"]),
+            is_detail=True,
+        ),
         Column("weights MiB", "Size of the safetensors files on disk.", lambda e: mib(e["account"]["weight_bytes"])),
         Column(
-            "multiply-adds/token",
-            f"Multiply-adds for one new token that attends to {context} positions: linears, head, attention, and the operations "
-            "of symbolic programs; in parentheses, relative to the baseline.",
+            "multiply-adds",
+            f"Multiply-adds for one new token that attends to {context} positions: linears, head, attention, and the "
+            "operations of symbolic programs; in parentheses, relative to the baseline.",
             lambda e: f"{si(adds[e['label']])} ({percent(adds[e['label']] / adds[e['baseline']])})",
         ),
         Column(
@@ -99,13 +110,13 @@ def size_columns(results: Entry) -> tuple[Column, ...]:
 def quality_columns(results: Entry) -> tuple[Column, ...]:
     """Three columns for each text."""
     columns = [
-        VARIANT,
         Column(
             "judged in",
             "The runtime whose outputs were compared with the baseline’s in torch; torch.compile computes what eager does.",
             lambda e: f"{e['quality']['runtime']} · {e['quality']['device']} · {e['quality']['dtype']}",
-            is_name=True,
+            is_group=True,
         ),
+        VARIANT,
     ]
     for text in text_names(results):
         columns += [
@@ -133,10 +144,7 @@ def speed_columns(results: Entry) -> tuple[Column, ...]:
     """Prefill, first token, and decoding at the first batch size and the longest context."""
     settings = results["settings"]
     batch, context = settings["batch_sizes"][0], max(settings["contexts"])
-
-    def decode(e: Entry) -> Entry:
-        return next(d for d in e["decode"] if (d["batch"], d["context"]) == (batch, context))
-
+    decode = partial(main_decode, settings)
     return (
         RUNTIME,
         VARIANT,
@@ -149,6 +157,7 @@ def speed_columns(results: Entry) -> tuple[Column, ...]:
             "p95 / p99",
             "Time within which 95 % and 99 % of the prefills were done: what a user waits on a bad day.",
             lambda e: f"{milliseconds(e['prefill']['p95_ms'])} / {milliseconds(e['prefill']['p99_ms'])}",
+            is_detail=True,
         ),
         Column(
             "prefill vs baseline",
@@ -160,6 +169,7 @@ def speed_columns(results: Entry) -> tuple[Column, ...]:
             "first token ms",
             f"Median time from {context} prompt tokens on the host to the first generated token on the host.",
             lambda e: milliseconds(decode(e)["first_token"]["p50_ms"]),
+            is_detail=True,
         ),
         Column(
             "decode tok/s",
@@ -182,7 +192,12 @@ def footprint_columns() -> tuple[Column, ...]:
             "alone take. On an accelerator: the most its allocator held.",
             lambda e: peak(e.get("cold")),
         ),
-        Column("steady MiB", "Memory of that process after a generation, the model loaded.", lambda e: steady(e.get("cold"))),
+        Column(
+            "steady MiB",
+            "Memory of that process after a generation, the model loaded.",
+            lambda e: steady(e.get("cold")),
+            is_detail=True,
+        ),
         Column(
             "cold start s",
             "From the start of a process to its first token, imports and loading included, the files in the page cache.",
@@ -210,6 +225,24 @@ def decode_columns() -> tuple[Column, ...]:
     )
 
 
+def main_decode(settings: Entry, row: Entry) -> Entry:
+    """The decoding that stands for a row where there is room for one: first batch size, longest context."""
+    wanted = (settings["batch_sizes"][0], max(settings["contexts"]))
+    return next(d for d in row["decode"] if (d["batch"], d["context"]) == wanted)
+
+
+def cells(block: Block, with_details: bool = True) -> list[tuple[str, ...]]:
+    """The rows of a table as text; a group's name stands in its first row only."""
+    rows: list[tuple[str, ...]] = []
+    group = None
+    for entry in block.entries:
+        texts = {c: c.cell(entry) for c in block.columns if with_details or not c.is_detail}
+        named = next((text for column, text in texts.items() if column.is_group), None)
+        rows.append(tuple("" if column.is_group and text == group else text for column, text in texts.items()))
+        group = named
+    return rows
+
+
 def size_entries(results: Entry) -> list[Entry]:
     """The models, each with the cache and the quality of its first row: torch’s, where torch was measured."""
     first = {row["label"]: row for row in reversed(results["rows"])}
@@ -223,7 +256,10 @@ def quality_entries(results: Entry) -> list[Entry]:
 
 
 def decode_entries(rows: Sequence[Entry]) -> list[Entry]:
-    return [{**{k: row[k] for k in ("label", "runtime", "device")}, **measures} for row in rows for measures in row["decode"]]
+    """One entry per row, batch size and context; the variants of each pair stand together."""
+    flat = [{**{k: row[k] for k in ("label", "runtime", "device")}, **measures} for row in rows for measures in row["decode"]]
+    places = list(dict.fromkeys((entry["runtime"], entry["device"]) for entry in flat))
+    return sorted(flat, key=lambda e: (places.index((e["runtime"], e["device"])), e["batch"], e["context"]))
 
 
 def text_names(results: Entry) -> list[str]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
@@ -28,7 +27,7 @@ def place_labels(
     """Write each name near its point (data coordinates); returns the boxes taken, in pixels.
 
     Candidates lie around the point at growing distance; the one that covers least is taken, and tied to its point by a line
-    where it is not beside it. Lines below are outshone by the `halo` colour. Limits and scales must be set before.
+    where it is not beside it. Lines are covered by a box of the `halo` colour. Limits and scales must be set before.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -40,8 +39,16 @@ def place_labels(
     # From the right: labels go to the right of their points where they can, and the rightmost have the least room.
     for index in sorted(range(len(points)), key=lambda i: -points[i][0]):
         at = axes.transData.transform(points[index])
-        label = axes.annotate(names[index], points[index], (0, 0), textcoords="offset points", fontsize=FONT_SIZE, color=color)
-        label.set_path_effects([withStroke(linewidth=3, foreground=halo)])
+        label = axes.annotate(
+            names[index],
+            points[index],
+            (0, 0),
+            textcoords="offset points",
+            fontsize=FONT_SIZE,
+            color=color,
+            zorder=2.5,  # above lines, below marks
+            bbox={"facecolor": halo, "edgecolor": "none", "pad": 0.8},
+        )
         size = label.get_window_extent()
         _, box, far = min(
             (
@@ -114,4 +121,4 @@ def _tie(axes: Axes, at: Point, box: Bbox, color: str) -> None:
     end = (min(max(at[0], box.x0), box.x1), min(max(at[1], box.y0), box.y1))
     inverse = axes.transData.inverted()
     (x0, y0), (x1, y1) = inverse.transform(at), inverse.transform(end)
-    axes.plot([x0, x1], [y0, y1], color=color, lw=0.6, alpha=0.6, zorder=2, scalex=False, scaley=False)
+    axes.plot([x0, x1], [y0, y1], color=color, lw=0.6, alpha=0.6, zorder=2.6, scalex=False, scaley=False)

@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from compress.columns import main_decode
 from compress.labels import label_ends, place_labels
 
 DPI = 160
@@ -71,7 +72,8 @@ def throughput_against_perplexity(
     if not points:
         raise ValueError(f"no row was evaluated on {text!r}; draw one of the texts in results.json")
     several = len({row["device"] for row in results["rows"]}) > 1
-    figure, axes = _figure(7.6, 4.6, theme)
+    crowd = max(0, len(points) - 14)  # room for their names
+    figure, axes = _figure(min(7.6 + 0.1 * crowd, 11.0), min(4.6 + 0.12 * crowd, 12.0), theme)
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     front = pareto([(float(f"{x:.4g}"), y) for x, y in zip(xs, ys, strict=True)])  # runtimes differ by rounding alone
     if len(front) > 1:  # stairs: between two points the better one is what there is
@@ -211,9 +213,7 @@ def _point(row: Mapping[str, Any], settings: Mapping[str, Any], text: str, measu
         return None
     if measure == "prefill":
         return found["perplexity"], row["prefill"]["tokens_per_s"], row
-    wanted = (settings["batch_sizes"][0], max(settings["contexts"]))
-    rate = next(d["tokens_per_s"] for d in row["decode"] if (d["batch"], d["context"]) == wanted)
-    return found["perplexity"], rate, row
+    return found["perplexity"], main_decode(settings, row)["tokens_per_s"], row
 
 
 def _place(row: Mapping[str, Any]) -> tuple[int, str]:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 TABLE = [
     ["compress.cli", "compress.__main__"],
     ["compress.tables", "compress.verify", "compress.report", "compress.page", "compress.plots"],
+    ["compress.columns", "compress.cells", "compress.summary", "compress.labels"],
     ["compress.search", "compress.sweep", "compress.distill"],
     ["compress.trials"],
     ["compress.splits"],
