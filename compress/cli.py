@@ -42,9 +42,7 @@ def main() -> None:
     except RuntimeError as error:  # a measured breach: parity, a non-finite loss
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(1)
-    except Exception as error:
-        if not isinstance(error, _USAGE):
-            raise
+    except _USAGE as error:
         error.show()
         sys.exit(error.exit_code)
 
