@@ -29,6 +29,8 @@ _TOKENIZER_FILES = (
     "chat_template*",
     "*.model",
 )
+_UMASK = os.umask(0)  # can only be read by setting it
+os.umask(_UMASK)
 _DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -153,6 +155,7 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_UMASK)  # safetensors writes for the owner alone
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)

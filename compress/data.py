@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from compress.novella import FOLDER
 
 if TYPE_CHECKING:
-    from torch import LongTensor
+    from torch import LongTensor, Tensor
     from transformers import PreTrainedTokenizerBase
 
 Role = Literal["calibration", "evaluation"]
@@ -40,15 +40,15 @@ class TextSource(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str = Field(description='"novella" (packaged), a .txt, .jsonl or .parquet file, or a hub dataset id')
-    config: str | None = Field(None, description="hub dataset configuration, such as wikitext-2-v1")
-    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
-    split: str | None = Field(None, description="hub split; calibration reads train, evaluation reads validation")
-    column: str = Field("text", description="the column of a jsonl, parquet or hub dataset that holds the text")
+    config: str | None = Field(default=None, description="hub dataset configuration, such as wikitext-2-v1")
+    revision: str | None = Field(default=None, description="hub revision (branch, tag or commit)")
+    split: str | None = Field(default=None, description="hub split; calibration reads train, evaluation reads validation")
+    column: str = Field(default="text", description="the column of a jsonl, parquet or hub dataset that holds the text")
     characters: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="at most this many characters, from a random start"
+        default=None, description="at most this many characters, from a random start"
     )
-    seed: int = Field(0, description="of the random start and of the choice of calibration windows")
-    length: Annotated[int, Field(ge=2)] = Field(256, description="tokens per window")
+    seed: int = Field(default=0, description="of the random start and of the choice of calibration windows")
+    length: Annotated[int, Field(ge=2)] = Field(default=256, description="tokens per window")
     sequences: Annotated[int, Field(ge=1)] | None = Field(
         None, description="windows: calibration draws exactly this many, evaluation takes at most this many; all by default"
     )
@@ -59,7 +59,7 @@ def resolve_model(name: str) -> str:
     return str(FOLDER) if name == DEMO else name
 
 
-def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, a hub id or "novella".
 
     A folder that declares `TokenizersBackend` gets its tokenizer.json as it stands. AutoTokenizer would rebuild it by type,
@@ -70,7 +70,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    name = resolve_model(path)
+    name = resolve_model(str(path))
     try:
         declared = get_tokenizer_config(name, revision=revision).get("tokenizer_class")
         if declared == "TokenizersBackend":
@@ -134,7 +134,7 @@ def evaluation_tokens(source: TextSource, tokenizer: PreTrainedTokenizerBase) ->
     return _tokens(source, tokenizer, "evaluation", "contiguous")
 
 
-def token_hash(tokens: LongTensor) -> str:
+def token_hash(tokens: Tensor) -> str:
     """sha256 of the shape and the values (little-endian int64): equal hashes mean the same windows."""
     values = tokens.detach().cpu().long().numpy().astype("<i8")
     return hashlib.sha256(f"{list(values.shape)}:".encode() + values.tobytes()).hexdigest()

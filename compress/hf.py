@@ -23,7 +23,7 @@ class CompressConfig(QuantizationConfigMixin):
     """`quantization_config` of a compressed checkpoint: the Plan as JSON."""
 
     def __init__(self, modules: list[dict[str, Any]] | None = None, format_version: int = 1, **_: Any) -> None:
-        self.quant_method = QUANT_METHOD
+        self.quant_method: Any = QUANT_METHOD
         self.format_version = format_version
         self.modules = modules or []
 
@@ -38,8 +38,8 @@ class CompressQuantizer(HfQuantizer):
     """Builds the replaced modules on the meta device; the loader then fills them like any others."""
 
     requires_calibration = True
-    is_qat_trainable = True
-    is_compileable = True
+    is_qat_trainable: Any = True
+    is_compileable: Any = True
     quantization_config: CompressConfig
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:

@@ -35,7 +35,7 @@ class ModelReference(_Section):
     """The model to compress. A bare string in YAML means `name`."""
 
     name: str = Field(description='"novella" (packaged), a local folder, or a hub id')
-    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
+    revision: str | None = Field(default=None, description="hub revision (branch, tag or commit)")
 
     @model_validator(mode="before")
     @classmethod
@@ -46,9 +46,13 @@ class ModelReference(_Section):
 class Targets(_Section):
     """Which modules a step replaces: roles × layers, or globs over full module names. A list in YAML means `modules`."""
 
-    roles: list[str] | Literal["all"] = Field("all", description="of q k v o gate up down (qkv, gate_up where fused), or all")
-    layers: list[int] | Literal["all"] = Field("all", description="layer indices (negative from the end), `0-3`, or all")
-    modules: list[str] | None = Field(None, description="globs over full module names; excludes roles and layers")
+    roles: list[str] | Literal["all"] = Field(
+        default="all", description="of q k v o gate up down (qkv, gate_up where fused), or all"
+    )
+    layers: list[int] | Literal["all"] = Field(
+        default="all", description="layer indices (negative from the end), `0-3`, or all"
+    )
+    modules: list[str] | None = Field(default=None, description="globs over full module names; excludes roles and layers")
 
     @model_validator(mode="before")
     @classmethod
@@ -127,8 +131,8 @@ class Evaluation(_Section):
     """What `fit` measures at the end."""
 
     texts: dict[str, TextSource] = Field(default_factory=dict, description="named texts; perplexity of each is reported")
-    length: Annotated[int, Field(ge=2)] = Field(256, description="window length in tokens")
-    sequences: Annotated[int, Field(ge=1)] | None = Field(None, description="at most this many windows per text")
+    length: Annotated[int, Field(ge=2)] = Field(default=256, description="window length in tokens")
+    sequences: Annotated[int, Field(ge=1)] | None = Field(default=None, description="at most this many windows per text")
     controls: list[Control] = Field(
         default_factory=list, description="for MLP steps: the same layers replaced by identity, zero, mean, or pca (PCA-only)"
     )
@@ -153,11 +157,15 @@ class Evaluation(_Section):
 class Refinement(_Section):
     """Block refinement: after a decoder layer's modules are replaced, optimise them against the original layer's outputs."""
 
-    steps: Annotated[int, Field(ge=1)] = Field(200, description="Adam steps per layer")
-    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak learning rate, cosine to zero")
-    batch: Annotated[int, Field(ge=1)] = Field(16, description="windows per step")
-    anchor: Annotated[float, Field(ge=0, le=1)] = Field(0.25, description="share of each step on the original model's inputs")
-    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the windows that choose the best step")
+    steps: Annotated[int, Field(ge=1)] = Field(default=200, description="Adam steps per layer")
+    lr: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="peak learning rate, cosine to zero")
+    batch: Annotated[int, Field(ge=1)] = Field(default=16, description="windows per step")
+    anchor: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.25, description="share of each step on the original model's inputs"
+    )
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.1, description="share of the windows that choose the best step"
+    )
 
 
 class Recipe(_Section):
@@ -166,8 +174,10 @@ class Recipe(_Section):
     model: ModelReference
     calibration: TextSource = Field(default_factory=lambda: TextSource(text="novella", sequences=128, length=256))
     steps: Annotated[list[Step], Field(min_length=1)]
-    propagate_error: bool = Field(False, description="calibrate each layer on the outputs of the compressed layers before it")
-    refine: Refinement | None = Field(None, description="block refinement of each layer after its modules are replaced")
+    propagate_error: bool = Field(
+        default=False, description="calibrate each layer on the outputs of the compressed layers before it"
+    )
+    refine: Refinement | None = Field(default=None, description="block refinement of each layer after its modules are replaced")
     evaluation: Evaluation = Evaluation()
     output: Path
     seed: int = 0
@@ -210,25 +220,27 @@ def parse_recipe(data: object, overrides: Iterable[str] = (), origin: str = "rec
         raise ValueError("\n".join(f"{origin}: {line}" for line in explain(error, Recipe))) from None
 
 
-def set_value(data: Any, override: str) -> None:
+def set_value(root: Any, override: str) -> None:
     """Apply one `steps.0.rank.keep=0.6` to plain data in place; missing mappings on the way are created."""
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
         raise ValueError(f"--set {override!r}: write dotted.key=value, such as steps.0.rank.keep=0.6")
+    at: Any = root
     for position, key in enumerate(keys):
-        last = position == len(keys) - 1
-        if isinstance(data, list):
-            if not key.lstrip("-").isdigit() or not -len(data) <= int(key) < len(data):
-                raise ValueError(f"--set {override!r}: {key!r} is no index of a list of {len(data)}")
-            key = int(key)  # noqa: PLW2901
-        elif not isinstance(data, dict):
-            raise ValueError(f"--set {override!r}: {'.'.join(keys[:position])} is {data!r}, which has no keys")
-        if last:
-            data[key] = yaml.safe_load(text)
-        elif isinstance(data, dict) and not isinstance(data.get(key), (dict, list)):
-            data[key] = {}
-        data = data[key]
+        place: Any = key
+        if isinstance(at, list):
+            if not key.lstrip("-").isdigit() or not -len(at) <= int(key) < len(at):
+                raise ValueError(f"--set {override!r}: {key!r} is no index of a list of {len(at)}")
+            place = int(key)
+        elif not isinstance(at, dict):
+            raise ValueError(f"--set {override!r}: {'.'.join(keys[:position])} is {at!r}, which has no keys")
+        if position == len(keys) - 1:
+            at[place] = yaml.safe_load(text)
+            return
+        if isinstance(at, dict) and not isinstance(at.get(place), (dict, list)):
+            at[place] = {}
+        at = at[place]
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -248,9 +260,9 @@ def _message(item: Any, model: type[BaseModel]) -> str:
 def _section(model: type[BaseModel], path: Sequence[object]) -> type[BaseModel]:
     """The model class that a location inside `model` belongs to."""
     for key in path:
-        annotation = model.model_fields[key].annotation if key in model.model_fields else None
+        annotation = model.model_fields[str(key)].annotation if str(key) in model.model_fields else None
         inner = [c for c in _flatten(annotation) if isinstance(c, type) and issubclass(c, BaseModel)]
-        model = inner[0] if inner else model
+        model = inner[0] if inner else model  # an index into a list stays in the list's section
     return model
 
 

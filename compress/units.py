@@ -110,6 +110,6 @@ def allocated(units: Sequence[Unit], artefacts: Sequence[Artefact]) -> list[Meth
         shapes = {units[i].group.name: tuple(artefacts[i].metadata["shape"]) for i in members}
         ranks = allocate(spectra, shapes, first.form, first.rank.budget or 1.0)
         for i in members:
-            rule = RankRule(ranks=dict.fromkeys(units[i].group.modules, ranks[units[i].group.name]))
+            rule = RankRule.model_validate({"ranks": dict.fromkeys(units[i].group.modules, ranks[units[i].group.name])})
             methods[i] = methods[i].model_copy(update={"rank": rule})
     return methods

@@ -181,7 +181,7 @@ def _factors(left: Tensor, right: Tensor, form: Form) -> tuple[Factors, dict[str
             return Factors(pivots.weight, pivots.basis, pivots.order), {"growth": pivots.growth}
     # Balanced scales: both factors get the root of each component's size, which 16-bit storage rounds best.
     scale = (right.norm(dim=1) / left.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
-    note = {"note": "pivots ill-conditioned: plain form"} if form == "pivoted" else {}
+    note: dict[str, object] = {"note": "pivots ill-conditioned: plain form"} if form == "pivoted" else {}
     return Factors(left * scale, right / scale[:, None], None), note
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,6 +11,8 @@ from torch.nn import functional as F
 
 class LowRankLinear(nn.Module):
     """y = weight @ (basis @ x) + bias, with weight (out_features, rank) and basis (rank, in_features)."""
+
+    bias: Tensor | None
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
         super().__init__()
@@ -30,6 +34,8 @@ class PivotedLinear(nn.Module):
     basis (rank, in_features), weight (out_features − rank, rank), order (out_features,) the row of [p; weight @ p] each
     output reads. Stores rank·(in_features + out_features − rank) numbers: never more than dense.
     """
+
+    bias: Tensor | None
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
         super().__init__()
@@ -71,6 +77,8 @@ class SharedLinear(nn.Module):
         self._last: tuple[Tensor, int, Tensor] | None = None
 
     order: Tensor
+    basis: Tensor  # None where another module owns it
+    bias: Tensor | None
 
     def link(self, owner: nn.Module) -> None:
         """Read the basis of `owner`; in a tuple, so that its parameters are listed once."""
@@ -78,7 +86,7 @@ class SharedLinear(nn.Module):
 
     def latent(self, x: Tensor) -> Tensor:
         """p = basis @ x, (..., rank)"""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return F.linear(x, self.basis.to(x.device))
         version = 0 if x.is_inference() else x._version  # an input changed in place is another input
         if self._last is None or self._last[0] is not x or self._last[1] != version:
@@ -87,7 +95,8 @@ class SharedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) → (..., out_features)"""
-        p = self._owner[0].latent(x)
+        owner: Any = self._owner[0]
+        p = owner.latent(x)
         y = F.linear(p, self.weight)
         if self.pivoted:
             y = torch.cat([p, y], dim=-1).index_select(-1, self.order)

@@ -9,6 +9,7 @@ loss-weighted forms add the output-gradient moment G. All are the eigenproblem o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import scipy.linalg
 import torch
@@ -109,7 +110,8 @@ def pivoted(left: Tensor, right: Tensor) -> PivotedForm | None:
     keeps the coefficients small; past `MAX_GROWTH` the plain form is safer.
     """
     rank = left.shape[1]
-    _, triangle, order = scipy.linalg.qr(left.T.numpy(), mode="economic", pivoting=True)
+    factors: Any = scipy.linalg.qr(left.T.numpy(), mode="economic", pivoting=True)
+    _, triangle, order = factors
     diagonal = abs(triangle.diagonal())
     if diagonal[-1] <= diagonal[0] * 1e-12:  # rank-deficient: the pivots cannot carry the other rows
         return None

@@ -56,9 +56,9 @@ class RankRule(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rank: Annotated[int, Field(ge=1)] | None = Field(None, description="the same rank for every target")
-    keep: Fraction | None = Field(None, description="fraction of each target's parameters that remain, in (0, 1]")
-    explained_variance: Fraction | None = Field(None, description="fewest components that explain this share, in (0, 1]")
+    rank: Annotated[int, Field(ge=1)] | None = Field(default=None, description="the same rank for every target")
+    keep: Fraction | None = Field(default=None, description="fraction of each target's parameters that remain, in (0, 1]")
+    explained_variance: Fraction | None = Field(default=None, description="fewest components that explain this share, in (0, 1]")
     budget: Fraction | None = Field(
         None, description="fraction of all the step's targeted parameters that remain, shared out by `allocation`"
     )
@@ -66,7 +66,7 @@ class RankRule(BaseModel):
         "global",
         description="of a budget: the same fraction everywhere, or all ranks together (wants importance: fisher)",
     )
-    ranks: dict[str, int | None] | None = Field(None, description="one rank per module name; null leaves it dense")
+    ranks: dict[str, int | None] | None = Field(default=None, description="one rank per module name; null leaves it dense")
     table: Path | None = Field(
         None, description="JSON file {module: rank}, as `compress search` writes it; null leaves a module dense"
     )
