@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from compress import cli_measure
+from compress.console import AsJson, emit, need_checkpoint, progress_bars, quiet_transformers, show
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Compress HuggingFace transformers after training."
 )
 recipes_app = typer.Typer(no_args_is_help=True, help="The packaged recipes.")
 app.add_typer(recipes_app, name="recipes")
+cli_measure.add_to(app)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a recipe value: steps.0.rank.keep=0.6 (repeatable).")
 ]
@@ -47,38 +48,6 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-@contextmanager
-def _progress(quiet: bool = False) -> Iterator[Callable[[str, int], Callable[[], None]]]:
-    """Rich bars on stderr; silent where it is no terminal or the output is JSON."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description:<18}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty()) as bar:
-
-        def task(description: str, total: int) -> Callable[[], None]:
-            identifier = bar.add_task(description, total=total)
-            return lambda: bar.advance(identifier)
-
-        yield task
-
-
-def _print(value: Any) -> None:
-    from rich.console import Console
-
-    Console().print(value)
-
-
-def _emit(value: Any) -> None:
-    print(json.dumps(value, indent=1, default=str))
-
-
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -102,7 +71,7 @@ def fit(
     from compress import sweep as sweeps
     from compress.recipe import load_recipe
 
-    _quiet_transformers()
+    quiet_transformers()
     points = sweeps.points_of_lists(_packaged(recipe), overrides or [])
     if points and not dry_run:
         _fit_points(points, fresh, as_json)
@@ -114,15 +83,15 @@ def fit(
         job = run.prepare(loaded)
         rows = [preview for _, preview in run.previews(job)]
         peak = run.expected_peak_bytes(job)
-        _emit(tables.preview_json(rows, peak)) if as_json else _print(tables.preview_table(rows, peak))
+        emit(tables.preview_json(rows, peak)) if as_json else show(tables.preview_table(rows, peak))
         return
-    with _progress(as_json) as progress:
+    with progress_bars(as_json) as progress:
         folder = run.fit(loaded, fresh=fresh, progress=progress)
     report = json.loads((folder / "report.json").read_text())
     if as_json:
-        _emit({"output": str(folder), **report})
+        emit({"output": str(folder), **report})
     else:
-        _print(tables.fit_table(report))
+        show(tables.fit_table(report))
         print(f"checkpoint: {folder}")
 
 
@@ -136,7 +105,7 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Fit a recipe at every combination of values, from one statistics pass; writes sweep.json and a plot."""
-    _quiet_transformers()
+    quiet_transformers()
     from compress import sweep as sweeps
 
     _fit_points(sweeps.points_of_settings(_packaged(recipe), settings), fresh, as_json)
@@ -164,18 +133,18 @@ def search(
     from compress.recipe import load_recipe
 
     loaded = load_recipe(_packaged(recipe), overrides or [])
-    _quiet_transformers()
+    quiet_transformers()
     from compress import search as searches
     from compress import tables
 
     given = {"metric": metric, "tolerance": tolerance, "tasks": tasks, "compare_uniform": compare_uniform}
     options = searches.options_of({**given, "search_windows": search_windows, "test_windows": test_windows, "length": length})
-    with _progress(as_json) as progress:
+    with progress_bars(as_json) as progress:
         found = searches.search(loaded, options, fresh=fresh, progress=progress)
     if as_json:
-        _emit({"output": str(loaded.output), **found})
+        emit({"output": str(loaded.output), **found})
     else:
-        _print(tables.search_table(found))
+        show(tables.search_table(found))
         print(f"ranks: {loaded.output / 'ranks.json'}")
 
 
@@ -184,12 +153,12 @@ def _fit_points(points: list[Any], fresh: bool, as_json: bool) -> None:
     from compress import tables
 
     output = points[0].recipe.output.parent
-    with _progress(as_json) as progress:
+    with progress_bars(as_json) as progress:
         rows = sweeps.fit_points(points, progress, fresh=fresh)
     if as_json:
-        _emit({"output": str(output), "points": rows})
+        emit({"output": str(output), "points": rows})
     else:
-        _print(tables.sweep_table(rows))
+        show(tables.sweep_table(rows))
         print(f"points: {output / 'sweep.json'}")
 
 
@@ -198,6 +167,7 @@ def export(
     folder: Annotated[Path, typer.Argument(help="A checkpoint folder that `compress fit` wrote.")],
     onnx: Annotated[bool, typer.Option("--onnx", help="Write onnx/model.onnx with KV cache in and out.")] = False,
     torch: Annotated[bool, typer.Option("--torch", help="Write torch/model.py, standalone, and its weights.")] = False,
+    pt2: Annotated[bool, typer.Option("--pt2", help="With --torch: torch/model.pt2 too, for torch.export.load.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where to; default: inside the checkpoint folder.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     opset: Annotated[int, typer.Option(help="ONNX opset; 23 has native attention, 20 suits older runtimes.")] = 23,
@@ -207,17 +177,21 @@ def export(
     """Export a checkpoint as ONNX and as standalone torch code; parity is measured and a breach is an error."""
     if not (onnx or torch):
         raise ValueError("nothing to export; give --onnx, --torch, or both")
-    _quiet_transformers()
+    if pt2 and not torch:
+        raise ValueError("--pt2 is traced from the standalone torch code; give --torch too")
+    quiet_transformers()
     from compress import tables
 
-    _need_checkpoint(folder)
+    need_checkpoint(folder)
     reports: dict[str, Any] = {}
-    with _progress(as_json) as progress:
+    with progress_bars(as_json) as progress:
         if torch:
-            from exporters.torch_source import export_torch
+            from exporters.torch_source import export_pt2, export_torch
 
             tick = progress("export torch", 1)
             reports["torch"] = export_torch(folder, (out or folder) / "torch", dtype=dtype)
+            if pt2:
+                reports["torch"]["pt2"] = str(export_pt2((out or folder) / "torch"))
             tick()
         if onnx:
             from exporters.onnx_graph import export_onnx
@@ -226,7 +200,7 @@ def export(
             target = (out or folder) / "onnx"
             reports["onnx"] = export_onnx(folder, target, dtype=dtype, opset=opset, quantize=quantize)  # pyright: ignore[reportArgumentType]
             tick()
-    _emit(reports) if as_json else _print(tables.export_table(reports))
+    emit(reports) if as_json else show(tables.export_table(reports))
 
 
 @app.command()
@@ -242,9 +216,9 @@ def methods(
         raise ValueError(f"unknown method {name!r}; {_allowed(name, registry.names())}")
     chosen = {n: registry.load(n) for n in ([name] if name else registry.names())}
     if as_json:
-        _emit({n: m.model_json_schema() for n, m in chosen.items()})
+        emit({n: m.model_json_schema() for n, m in chosen.items()})
     else:
-        _print(tables.method_table(*next(iter(chosen.items()))) if name else tables.methods_table(chosen))
+        show(tables.method_table(*next(iter(chosen.items()))) if name else tables.methods_table(chosen))
 
 
 @recipes_app.command("ls")
@@ -280,17 +254,3 @@ def _packaged(path: Path) -> Path:
         return path
     packaged = recipes_folder() / (path.name if path.suffix else f"{path.name}.yaml")
     return packaged if packaged.is_file() else path
-
-
-def _need_checkpoint(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        hint = " (an unfinished fit: run it again to continue)" if (folder / "work").is_dir() else ""
-        raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no config.json{hint}")
-
-
-def _quiet_transformers() -> None:
-    """Our own bars and errors replace transformers' loading bars."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()

@@ -141,3 +141,31 @@ def _options(schema: Mapping[str, Any], definitions: Mapping[str, Any], prefix: 
 
 def _first_line(method: type[Method]) -> str:
     return (method.__doc__ or "").strip().splitlines()[0]
+
+
+def findings_table(findings: Sequence[Any]) -> Table:
+    """What `compress verify` measured again, differences marked."""
+    table = Table(title="verify")
+    for column in vars(findings[0]) if findings else ("result",):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        table.add_row(*(str(value) for value in vars(finding).values()))
+    return table
+
+
+def evaluation_table(results: Mapping[str, Any]) -> Table:
+    """Perplexity per text, accuracy per task."""
+    table = Table(title="evaluation")
+    for column in ("text or task", "measure", "value"):
+        table.add_column(column, overflow="fold")
+    for name, value in results.items():
+        for key, item in _flat(value):
+            table.add_row(name, key, f"{item:.4f}" if isinstance(item, float) else str(item))
+    return table
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    out: list[tuple[str, Any]] = []
+    for key, item in value.items():
+        out += _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else [(prefix + key, item)]
+    return out

@@ -1,0 +1,63 @@
+"""What the commands share: progress bars, printing, the checks and settings every one of them starts with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@contextmanager
+def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int], Callable[[], None]]]:
+    """Rich bars on stderr; silent where it is no terminal or the output is JSON."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty()) as bar:
+
+        def task(description: str, total: int) -> Callable[[], None]:
+            identifier = bar.add_task(description, total=total)
+            return lambda: bar.advance(identifier)
+
+        yield task
+
+
+def show(value: Any) -> None:
+    """Print a rich renderable on stdout."""
+    from rich.console import Console
+
+    Console().print(value)
+
+
+def emit(value: Any) -> None:
+    """Print JSON on stdout."""
+    print(json.dumps(value, indent=1, default=str))
+
+
+def need_checkpoint(folder: Path) -> None:
+    """Raises FileNotFoundError where the folder is no checkpoint, saying so if a fit was interrupted there."""
+    if not (folder / "config.json").is_file():
+        hint = " (an unfinished fit: run it again to continue)" if (folder / "work").is_dir() else ""
+        raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no config.json{hint}")
+
+
+def quiet_transformers() -> None:
+    """Our own bars and errors replace transformers' loading bars."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
