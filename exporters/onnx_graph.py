@@ -27,7 +27,7 @@ from exporters.genai import genai_config
 from exporters.onnx_quantize import QUANTIZATIONS, Quantization, quantize_graph, quantized_file
 from exporters.onnx_runtime import CPU, MODEL_FILE, available_providers
 from exporters.onnx_surrogates import attach, surrogates_as_functions
-from exporters.onnx_trace import cache_shapes, check_opset, takes_positions, trace
+from exporters.onnx_trace import cache_shapes, check_opset, split_biases, takes_positions, trace
 
 DType = Literal["float32", "float16", "bfloat16"]
 Progress = Callable[[str, int], Callable[[], None]]  # (description, total) → advance by one
@@ -74,6 +74,7 @@ def export_onnx(
     with _staged(out) as stage:
         with clock("load"):
             model = from_pretrained(source, dtype=getattr(torch, dtype)).eval()
+            split_biases(model)
             layers = cache_shapes(model)
         with clock("trace"), surrogates_as_functions(model) as programs:
             graph = trace(model, opset)

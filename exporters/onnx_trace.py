@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from compress.nn.linear import DenseLinear
+
 OPSETS = (18, 20, 21, 22, 23, 24, 25)  # 17 and 19 come out as another opset, 26 as an invalid graph
 CacheShape = tuple[tuple[int, int], tuple[int, int]]  # of one layer: (heads, head_dim) of its keys and of its values
 
@@ -77,6 +79,16 @@ def trace(model: Any, opset: int) -> ir.Model:
     if written != opset:  # the converter gives up silently
         raise RuntimeError(f"the exporter wrote opset {written}, not {opset}; take another of {', '.join(map(str, OPSETS))}")
     return program.model
+
+
+def split_biases(model: nn.Module) -> None:
+    """Dense linears that keep their bias in the weight become plain ones, in place: the graph then has both by name."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, DenseLinear) and module.extra_bias:
+            linear = nn.Linear(module.in_features, module.out_features, device="meta")
+            linear.weight = nn.Parameter(module.weight.detach()[:, :-1].contiguous())
+            linear.bias = nn.Parameter(module.weight.detach()[:, -1].contiguous())
+            model.set_submodule(name, linear)
 
 
 def check_opset(opset: int) -> None:

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from checkpoints import FAMILIES, VOCABULARY, tiny_checkpoint
+from checkpoints import D_FF, D_MODEL, FAMILIES, VOCABULARY, tiny_checkpoint
 from onnx_folders import CASES, FLOAT32, folders, slow
 
 from compress.hf import from_pretrained
@@ -89,6 +89,27 @@ def test_a_basis_that_three_factors_share_is_stored_and_multiplied_once(tmp_path
     assert len(bases(1)) == 3
     [product] = [use.node for use in graph.initializers[bases(0).pop()].uses()]
     assert len(product.outputs[0].uses()) == 3
+
+
+@pytest.mark.parametrize(("name", "readers"), [("shared", ["0.k", "1.k"]), ("across", ["0.v 1.v"])])
+def test_a_shared_basis_is_stored_once_and_multiplied_once_per_input(
+    name: str, readers: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    graph = onnx.load(folders(name, tmp_path_factory)[1] / "model.onnx").graph
+    bases = [t.name for t in graph.initializer if ".basis" in t.name]
+    stem = "model.layers.{}.self_attn.{}_proj"
+    expected = {}
+    for places in readers:
+        names = [stem.format(*place.split(".")) for place in places.split()]
+        expected[f"{names[0]}.basis.T"] = [f"{n}/MatMul" for n in names]
+    assert sorted(bases) == sorted(expected)
+    assert {basis: [n.name for n in graph.node if basis in n.input] for basis in bases} == expected
+
+
+def test_a_bias_kept_in_the_weight_has_its_own_name_in_the_graph(tmp_path_factory: pytest.TempPathFactory) -> None:
+    tensors = {t.name: list(t.dims) for t in onnx.load(folders("across", tmp_path_factory)[1] / "model.onnx").graph.initializer}
+    assert tensors["model.layers.0.mlp.down_proj.weight.T"] == [D_FF, D_MODEL]
+    assert tensors["model.layers.0.mlp.down_proj.bias"] == [D_MODEL]
 
 
 def test_folder_holds_what_clients_read(tmp_path_factory: pytest.TempPathFactory) -> None:
