@@ -69,7 +69,7 @@ def source(parts: Parts) -> str:
         *symbolic_classes(symbolic),
         block_class(family),
         layer_table(_rows(parts, columns, usual), columns),
-        model_class(family, _head(parts.head)),
+        model_class(family, _head(parts.head), links=any(spec.options.get("owner") is not None for spec in parts.plan.modules)),
         RUNTIME,
     ]
     body = fit("\n\n\n".join(piece for piece in pieces if piece)) + "\n"

@@ -6,6 +6,7 @@ and the table of layers says `low_rank(51)` or `dense()` for each layer.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Source:
     name: str
     stored: str
     transposed: bool = False
-    skip_rows: int = 0
+    part: tuple[slice | int, ...] = (slice(None),)
     cast: bool = True  # to the export's dtype; some parameters are float32 in every dtype
 
 
@@ -37,7 +38,7 @@ class Linear:
     maker: str  # name of the small function in the file, e.g. low_rank
     builds: str  # the class, e.g. LowRankLinear
     kind: str | None  # None where it is the original
-    options: tuple[tuple[str, int | float | bool | str], ...]
+    options: tuple[tuple[str, int | float | bool | str | None], ...]
     bias: bool | None  # None where the class has no such argument
     literal: str
     sources: tuple[Source, ...]
@@ -69,6 +70,13 @@ def replaced_linear(family: Family, spec: ModuleSpec, target: str, natural: tupl
         if all(f"{spec.module}.{name}" in stored for name in names):
             break
     options: dict[str, Any] = dict(spec.options)
+    sources = [Source(f"{target}.{name}", f"{spec.module}.{name}", cast=cast) for name, cast in names.items()]
+    if options.pop("extra_bias", False):  # kept in the weight for the sake of loaders that the file does not have
+        columns = {"weight": slice(None, -1), "bias": -1}
+        sources = [Source(f"{target}.{name}", f"{spec.module}.weight", part=(slice(None), c)) for name, c in columns.items()]
+        options["bias"] = True
+    if options.get("owner") is not None:
+        options["owner"] = place(family, options["owner"])
     builds = "nn.Linear" if spec.kind == "dense_linear" else KINDS[spec.kind].__name__
     literal = ""
     if wraps:
@@ -76,9 +84,21 @@ def replaced_linear(family: Family, spec: ModuleSpec, target: str, natural: tupl
     elif (options.get("in_features"), options.get("out_features")) != natural or not all(map(_plain, options.values())):
         literal = f"lambda *_: {builds}({_arguments(options)})"
     bias = options.pop("bias", None)
-    rest = tuple((key, value) for key, value in options.items() if key not in ("in_features", "out_features"))
-    sources = tuple(Source(f"{target}.{name}", f"{spec.module}.{name}", cast=cast) for name, cast in names.items())
-    return Linear(spec.kind.removesuffix("_linear"), builds, spec.kind, rest, bias, literal, sources)
+    rest = tuple((key, value) for key, value in options.items() if key not in ("in_features", "out_features", "owner"))
+    if "owner" in options:  # last, because it has a default
+        rest += (("owner", options["owner"]),)
+    return Linear(spec.kind.removesuffix("_linear"), builds, spec.kind, rest, bias, literal, tuple(sources))
+
+
+def place(family: Family, module: str) -> str:
+    """Name in the file of a linear of the checkpoint. Raises ValueError for one that is neither in a layer nor the head."""
+    if module == family.row.head:
+        return "head"
+    located = family.row.locate(module)
+    if located is None:
+        raise ValueError(f"the plan names {module!r}, which is no linear of {family.row.model_type}; the files are damaged")
+    layer, role = located
+    return f"layers.{layer}.{'mlp' if role in family.row.mlp_roles else 'attention'}.{role}"
 
 
 def meta_state(spec: ModuleSpec, original: nn.Module) -> dict[str, bool]:
@@ -110,7 +130,7 @@ def cell(linear: Linear, usual: Mapping[str, bool]) -> str:
         return linear.literal
     (first, *rest) = (*linear.options, None) if linear.options else (None,)
     parts = [] if first is None else [repr(first[1])]
-    parts += [f"{key}={value!r}" for key, value in filter(None, rest)]
+    parts += [f"{key}={_text(value)}" for key, value in filter(None, rest) if value is not None]
     parts += [f"bias={linear.bias}"] * (linear.bias is not None and linear.bias != usual[linear.maker])
     return f"{linear.maker}({', '.join(parts)})"
 
@@ -121,7 +141,9 @@ def maker_source(linears: Sequence[Linear], usual: Mapping[str, bool]) -> str:
     for linear in linears:
         if linear.maker in done or linear.literal:
             continue
-        parameters = [f"{key}: {type(value).__name__}" for key, value in linear.options]
+        parameters = [
+            "owner: str | None = None" if key == "owner" else f"{key}: {type(value).__name__}" for key, value in linear.options
+        ]
         passed = [f"{key}={key}" for key, _ in linear.options]
         if linear.bias is not None:
             parameters.append(f"bias: bool = {usual[linear.maker]}")
@@ -146,9 +168,14 @@ def _arguments(options: Mapping[str, Any]) -> str:
     """A call's arguments, the shape by position."""
     shape = [repr(options[key]) for key in ("in_features", "out_features") if key in options]
     return ", ".join(
-        [*shape, *(f"{key}={value!r}" for key, value in options.items() if key not in ("in_features", "out_features"))]
+        [*shape, *(f"{key}={_text(value)}" for key, value in options.items() if key not in ("in_features", "out_features"))]
     )
 
 
 def _plain(value: object) -> bool:
-    return isinstance(value, int | float | bool | str)
+    return value is None or isinstance(value, int | float | bool | str)
+
+
+def _text(value: object) -> str:
+    """As a formatter would leave it."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)

@@ -15,7 +15,7 @@ from compress.architecture import Architecture
 from compress.checkpoint import Shards
 from compress.plan import ModuleSpec, Plan
 from exporters.torch_family import Family, describe, refuse
-from exporters.torch_linears import Linear, Source, original_linear, replaced_linear
+from exporters.torch_linears import Linear, Source, original_linear, place, replaced_linear
 from exporters.torch_surrogates import Surrogate, surrogate
 
 
@@ -39,7 +39,7 @@ class Parts:
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Named tensors of the file, floating ones in `dtype` but for those that are float32 in every dtype."""
         for source in self.sources:
-            tensor = self.shards.tensor(self.stored[source.stored])[source.skip_rows :]
+            tensor = self.shards.tensor(self.stored[source.stored])[source.part]
             if tensor.is_floating_point():
                 tensor = tensor.to(dtype if source.cast else torch.float32)
             yield source.name, (tensor.T if source.transposed else tensor).contiguous()
@@ -114,9 +114,9 @@ def _layers(parts: Parts, left: dict[str, ModuleSpec], shapes: Mapping[str, tupl
             for name in inner:
                 left.pop(name)
         for role in row.roles:
-            part = "mlp" if role in row.mlp_roles else "attention"
-            name, target, natural = row.module(layer, role), f"layers.{layer}.{part}.{role}", family.shape(role)
-            if part == "mlp" and whole:
+            name, natural = row.module(layer, role), family.shape(role)
+            target = place(family, name)
+            if role in row.mlp_roles and whole:
                 linear = None
             elif spec := left.pop(name, None):
                 linear = replaced_linear(family, spec, target, natural, shapes)
@@ -139,7 +139,7 @@ def _shared(family: Family) -> list[Source]:
     row = family.row
     sources = [Source("embed.weight", f"{row.embeddings[0]}.weight")]
     if family.learned_positions:
-        sources.append(Source("positions.weight", f"{row.embeddings[1]}.weight", skip_rows=family.position_offset))
+        sources.append(Source("positions.weight", f"{row.embeddings[1]}.weight", part=(slice(family.position_offset, None),)))
     if family.projected:
         decoder = row.embeddings[0].rpartition(".")[0]
         sources += [Source(f"{name}.weight", f"{decoder}.{name}.weight") for name in ("project_in", "project_out")]

@@ -13,8 +13,10 @@ import torch
 from checkpoints import D_MODEL, VOCABULARY, ScaledLinear, random_plan, run_without, tiny_checkpoint, tiny_model, with_plan
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from compress import nn
+from compress.cli import app
 from compress.plan import ModuleSpec, Plan
 from exporters import torch_linears, torch_source
 from exporters.torch_parity import load_standalone
@@ -137,6 +139,30 @@ def test_a_base_model_saved_without_its_prefix(tmp_path: Path) -> None:
     }
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
     assert export_torch(checkpoint, tmp_path / "out")["greedy_agreement"] == 1
+
+
+def test_the_export_command_writes_pt2_beside_the_file(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", "llama", "shared_across")
+    done = CliRunner().invoke(app, ["export", str(checkpoint), "--torch", "--pt2", "--json"])
+    assert done.exit_code == 0, done.output
+    path = Path(json.loads(done.stdout)["torch"]["pt2"])
+    assert path == checkpoint / "torch" / "model.pt2"
+    ids = torch.arange(20).view(4, 5)
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(checkpoint)(ids).logits
+        torch.testing.assert_close(torch.export.load(path).module()(ids)[0], expected, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="give --torch too"):
+        CliRunner().invoke(app, ["export", str(checkpoint), "--onnx", "--pt2"], catch_exceptions=False)
+
+
+def test_an_owner_that_is_no_linear_is_refused_by_name(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", "llama", "shared_across")
+    config = (checkpoint / "config.json").read_text()
+    (checkpoint / "config.json").write_text(
+        config.replace('"owner": "model.layers.0.self_attn.v_proj"', '"owner": "model.norm"')
+    )
+    with pytest.raises(ValueError, match=r"names 'model\.norm', which is no linear of llama"):
+        export_torch(checkpoint, tmp_path / "out")
 
 
 def test_two_exports_are_the_same_bytes(tmp_path: Path) -> None:

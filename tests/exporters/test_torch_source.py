@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import FAMILIES, POSITIONS, run_without, tiny_checkpoint
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from compress.architecture import architecture
 from compress.hf import register
 from exporters.torch_parity import greedy_transformers, load_standalone
 from exporters.torch_source import export_pt2, export_torch
@@ -22,6 +24,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "pivoted and symbolic": ("pivoted_linear", "symbolic_mlp"),
     "dense of another bias, identity, mean": ("dense_linear", "identity_mlp", "mean_mlp"),
     "zero, affine": ("zero_mlp", "affine_mlp"),
+    "shared within a layer": ("shared_linear",),
+    "shared, pivoted": ("shared_pivoted", "zero_mlp"),
+    "shared across layers": ("shared_across",),
 }
 _LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 _YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
@@ -137,9 +142,24 @@ def test_a_model_of_low_rank_linears_is_a_short_read(exported: dict[str, Case]) 
     assert len((exported["qwen2, low_rank"][0] / "model.py").read_text().splitlines()) <= 255
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
-def test_torch_compile_takes_the_forward_as_one_graph(exported: dict[str, Case], family: str) -> None:
-    _, model = load_standalone(exported[f"{family}, pivoted and symbolic"][0])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shared_basis_is_stored_once(exported: dict[str, Case], family: str) -> None:
+    stored = {
+        kind: [name for name in load_file(exported[f"{family}, {kind}"][0] / "model.safetensors") if name.endswith("basis")]
+        for kind in ("shared within a layer", "shared across layers")
+    }
+    parted = "v" in architecture(family).roles
+    across = [f"layers.0.attention.{'v' if parted else 'qkv'}.basis"]
+    assert stored["shared across layers"] == across
+    assert stored["shared within a layer"] == ([f"layers.{i}.attention.k.basis" for i in (0, 1)] if parted else across)
+
+
+COMPILED = [(f, k) for f in ("qwen2", "gpt2") for k in ("pivoted and symbolic", "shared, pivoted", "shared across layers")]
+
+
+@pytest.mark.parametrize(("family", "kind"), COMPILED)
+def test_torch_compile_takes_the_forward_as_one_graph(exported: dict[str, Case], family: str, kind: str) -> None:
+    _, model = load_standalone(exported[f"{family}, {kind}"][0])
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     ids, cache, compiled_cache = torch.tensor([IDS]), None, None
     with torch.no_grad():
@@ -150,8 +170,9 @@ def test_torch_compile_takes_the_forward_as_one_graph(exported: dict[str, Case],
             ids = logits[:, -1:].argmax(dim=-1)
 
 
-def test_torch_export_serves_any_batch_and_length(exported: dict[str, Case]) -> None:
-    folder = exported["mistral, low_rank"][0]
+@pytest.mark.parametrize("name", ["mistral, low_rank", "mistral, shared, pivoted", "mistral, shared across layers"])
+def test_torch_export_serves_any_batch_and_length(exported: dict[str, Case], name: str) -> None:
+    folder = exported[name][0]
     program = torch.export.load(export_pt2(folder)).module()
     _, model = load_standalone(folder)
     for shape in ((1, 1), (3, 40), (2, POSITIONS)):
