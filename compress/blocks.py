@@ -150,7 +150,8 @@ class Blocks:
         for label, base in self.baselines.items():
             reference = self._reference(base, runners if _family(runtime) == "torch" else {})
             scores = quality.score(runners[label].scorer(), reference, self.texts[base], tick)
-            measured = {"runtime": runtime, "device": device, "dtype": jobs[label].dtype, "texts": scores}
+            by = "eager" if _family(runtime) == "torch" else runtime
+            measured = {"runtime": by, "device": device, "dtype": jobs[label].dtype, "texts": scores}
             self._judged[label, _family(runtime)] = measured
         if not self.generation:
             self._generate(runners)

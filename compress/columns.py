@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from compress.cells import ABSENT, integer, mib, milliseconds, peak, percent, perplexity, si, speedup, steady
+from compress.measure import RESOLUTION
 
 Entry = Mapping[str, Any]
 
@@ -162,7 +163,7 @@ def speed_columns(results: Entry) -> tuple[Column, ...]:
         Column(
             "prefill vs baseline",
             "Baseline’s time over this one’s, round by round, with its 95 % interval: above 1 is faster; where the interval "
-            "holds 1, there is no difference that these runs could show.",
+            f"comes within {RESOLUTION:.0%} of 1, there is no difference that these runs could show.",
             lambda e: speedup(e["prefill"]["speedup"]),
         ),
         Column(

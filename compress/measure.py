@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 RESAMPLES = 2000
 LEAST_ROUNDS = 6  # the median of fewer has no 95 % interval: 2 · 0.5^5 > 0.05
+# Copies of one model differ by up to this much, round after round, by where their weights happen to lie in memory: no number
+# of rounds shows it as noise.
+RESOLUTION = 0.02
 STABLE_SPREAD = 0.1  # warm-up ends when recent runs lie within this fraction of their median
 STABLE_RUNS = 3
 
@@ -123,12 +126,12 @@ class Speedup:
 
     @property
     def verdict(self) -> str:
-        """ "faster", "slower", "no difference" where the interval holds 1, "too few runs" where there is none."""
+        """faster, slower; no difference where the interval comes within `RESOLUTION` of 1; too few runs without an interval."""
         if self.low is None or self.high is None:
             return "too few runs"
-        if self.low <= 1 <= self.high:
-            return "no difference"
-        return "faster" if self.low > 1 else "slower"
+        if self.low > 1 + RESOLUTION:
+            return "faster"
+        return "slower" if self.high < 1 / (1 + RESOLUTION) else "no difference"
 
     def to_json(self) -> dict[str, Any]:
         return {"ratio": self.ratio, "low": self.low, "high": self.high, "verdict": self.verdict}

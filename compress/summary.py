@@ -6,6 +6,7 @@ from typing import Any
 
 from compress.cells import mib, percent, perplexity
 from compress.columns import RUNTIMES, VARIANTS, Entry, main_decode, size_entries, text_names
+from compress.measure import RESOLUTION
 
 
 def summary(results: Entry) -> list[str]:
@@ -85,7 +86,7 @@ def measured_how(results: Entry) -> list[tuple[str, str]]:
         (
             "comparison",
             "Median over the rounds of baseline time / own time; the interval is a 95 % bootstrap over the rounds. Where it "
-            "holds 1 the report says: no difference.",
+            f"comes within {RESOLUTION:.0%} of 1 the report says: no difference. Copies of one model differ by as much.",
         ),
         ("threads", f"{settings['threads']} on the CPU; dtype {settings['dtype']}."),
         (

@@ -58,7 +58,7 @@ def collect(paths: Sequence[Path], kinds: Sequence[str], work: Path, baseline: P
     Raises ValueError for an unknown kind, FileNotFoundError where a folder or a baseline is not there.
     """
     wanted = check_kinds(kinds)
-    paths = list(dict.fromkeys(paths))
+    paths = list(dict.fromkeys(locate(data.resolve_model(str(path))) for path in paths))
     names = _distinct_names(paths)
     plans = {path: read_plan(path) for path in paths}
     origins = {path: path if not plans[path].modules else origin(path, baseline) for path in paths}

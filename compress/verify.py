@@ -15,13 +15,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from compress import data
-from compress.accounting import read_plan
+from compress import data, methods
 from compress.architecture import Architecture, architecture
 from compress.checkpoint import Shards, hash_file, read_json
 from compress.evaluate import Progress, perplexity
 from compress.hf import from_pretrained
-from compress.plan import Plan
 from compress.variants import Record, mlp_means, record, skip_layers
 
 Verdict = Literal["same", "differs", "not measured"]
@@ -99,15 +97,28 @@ def _parameters(folder: Path, report: Mapping[str, Any], origin: Record | str) -
     shards = Shards(folder)
     if "compressed" in recorded:
         yield _equal("parameters", recorded["compressed"], _stored(shards))
-    for row in report.get("modules", []):
-        if "parameters" not in row:
+    row = _architecture(folder)
+    for module in report.get("modules", []):
+        if "parameters" not in module:
             continue
-        inside = {name: shape for name, shape in shards.shapes.items() if name.startswith(row["module"] + ".")}
-        # Methods count the matrices, or everything they stored.
-        matrices = sum(torch.Size(shape).numel() for shape in inside.values() if len(shape) == 2)
-        everything = sum(torch.Size(shape).numel() for shape in inside.values())
-        measured = everything if row["parameters"] == everything else matrices
-        yield _equal(f"parameters of {row['module']}", row["parameters"], measured)
+        counts = list(_counts(shards, row, module["module"]))
+        measured = module["parameters"] if module["parameters"] in counts else counts[0]
+        yield _equal(f"parameters of {module['module']}", module["parameters"], measured)
+
+
+def _counts(shards: Shards, row: Architecture, module: str) -> Iterator[int]:
+    """What a method may have counted of a module, or of several joined by " + ": its matrices, or everything it stored."""
+    names = module.split(" + ")
+    layer, _, last = names[-1].rpartition(".")
+    chain = [f"{layer}.{name}" for name in row.mlp] if last == row.mlp[-1] else []  # an inline MLP goes by its last module
+    for group in (names, chain):
+        inside = [s for n, s in shards.shapes.items() if n.startswith(tuple(f"{g}." for g in group))]
+        yield sum(torch.Size(shape).numel() for shape in inside if len(shape) == 2)
+        yield sum(torch.Size(shape).numel() for shape in inside)
+
+
+def _architecture(folder: Path) -> Architecture:
+    return architecture((read_json(folder / "config.json") or {})["model_type"])
 
 
 def _stored(shards: Shards) -> int:
@@ -163,10 +174,9 @@ def _loader(folder: Path, variant: str, origin: Record) -> Callable[[], Any] | s
 
 
 def _control(folder: Path, variant: str, origin: Record) -> Any:
-    """The checkpoint with its surrogates, but not its linears, replaced by a control on the same layers."""
-    model = _load(folder)
-    row = architecture(model.config.model_type)
-    layers = surrogate_layers(read_plan(folder), row)
+    """The checkpoint with its MLP replacements, but not its linears, exchanged for a control on the same layers."""
+    model, row = _load(folder), _architecture(folder)
+    layers = mlp_layers(read_json(folder / "report.json"))
     means = None
     if variant == "mean":
         tokens = data.calibration_tokens(origin.calibration, data.load_tokenizer(str(origin.model)))
@@ -175,15 +185,10 @@ def _control(folder: Path, variant: str, origin: Record) -> Any:
     return model
 
 
-def surrogate_layers(plan: Plan, row: Architecture) -> list[int]:
-    """Layers whose whole MLP a plan replaces."""
-    found = []
-    for spec in plan.modules:
-        layer, _, rest = spec.module.removeprefix(row.layers + ".").partition(".")
-        # Where a layer runs its MLP inline, the last of its modules holds the surrogate; a linear there is only a linear.
-        if rest == row.mlp[-1] and spec.kind.endswith("_mlp"):
-            found.append(int(layer))
-    return sorted(found)
+def mlp_layers(report: Mapping[str, Any]) -> list[int]:
+    """Layers whose whole MLP a method of the report replaced."""
+    known = [module for module in report["modules"] if module.get("method") in methods.names()]
+    return sorted({module["layer"] for module in known if methods.load(module["method"]).replaces == "mlp"})
 
 
 def _load(folder: Path) -> Any:

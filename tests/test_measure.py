@@ -55,6 +55,12 @@ def test_equal_competitors_show_no_difference_and_unequal_ones_do():
     assert paired_speedup(*_rounds(random, 1.3)).verdict == "faster"
 
 
+def test_a_difference_below_the_resolution_is_none_however_sure():
+    assert paired_speedup([1.0] * 20, [1.015] * 20).verdict == "no difference"
+    assert paired_speedup([1.0] * 20, [1.03] * 20).verdict == "faster"
+    assert paired_speedup([1.03] * 20, [1.0] * 20).verdict == "slower"
+
+
 def test_drift_cancels_round_by_round():
     drift = np.exp(np.linspace(0, 3, 10))
     got = paired_speedup(0.8 * drift, drift)

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from recipes_for_tests import tiny_folder, tiny_recipe
 from safetensors.torch import load_file, save_file
 
 from compress.recipe import parse_recipe
@@ -48,6 +49,24 @@ def test_a_fresh_checkpoint_is_as_reported(fitted):
     assert {f"perplexity of {variant} on own" for variant in variants} <= same
     assert {"sha256 of model.safetensors", "calibration tokens", "parameters", "parameters of the baseline"} <= same
     assert any(what.startswith("parameters of model.layers.0") for what in same)
+
+
+STEPS = [
+    {"method": "feature_space", "rank": {"keep": 0.6}, "form": "pivoted"},
+    {"method": "mlp_bottleneck", "layers": [1], "inputs": 8, "outputs": 4},
+    {"method": "prune_channels", "layers": [0, 1], "keep": 0.5},
+    {"method": "shared_basis", "rank": {"keep": 0.5}},
+]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step["method"])
+@pytest.mark.parametrize("model_type", ["llama", "opt"])
+def test_every_kind_of_replacement_is_as_reported(tmp_path, model_type, step):
+    source = tiny_folder(tmp_path / model_type, model_type)
+    controls = [] if step["method"] in ("feature_space", "shared_basis") else ["identity", "mean"]
+    evaluation = {"texts": {"own": str(source / "text.txt")}, "length": 32, "sequences": 4, "controls": controls}
+    findings = verify(fit(tiny_recipe(source, tmp_path / "out", step, evaluation=evaluation)))
+    assert [finding for finding in findings if finding.verdict != "same"] == []
 
 
 def test_changed_weights_show_in_the_file_and_in_the_perplexity(folder):
