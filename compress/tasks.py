@@ -39,7 +39,7 @@ def evaluate_tasks(
 ) -> dict[str, dict[str, Any]]:
     """{task: {"accuracy", "accuracy_norm", "stderr", "questions"}} of a checkpoint or plain model folder.
 
-    A task is a name lm-evaluation-harness knows, or a file ending in .jsonl; `limit` takes the first questions of each.
+    A task is a name (or a .yaml file) lm-evaluation-harness knows, or a file ending in .jsonl; `limit` takes the first questions of each.
     Raises ValueError for a task nobody knows, and where a named task needs lm-eval and it is not installed.
     """
     from compress.data import load_tokenizer
@@ -140,11 +140,11 @@ def _harness(model: Any, tokenizer: Any, named: Sequence[str], limit: int | None
     try:
         found = lm_eval.simple_evaluate(HFLM(pretrained=model, tokenizer=tokenizer), tasks=list(named), limit=limit)
     except KeyError as error:
-        raise ValueError(f"lm-evaluation-harness knows no task {error}; `lm-eval ls tasks` lists them") from None
-    return {task: dict(_harness_row(found, task)) for task in named}
+        raise ValueError(f"lm-evaluation-harness: {error.args[0]}; `lm-eval ls tasks` lists its tasks") from None
+    return {task: dict(_harness_row(found, task)) for task in found["results"]}
 
 
 def _harness_row(found: Any, task: str) -> Iterator[tuple[str, Any]]:
     names = {"acc,none": "accuracy", "acc_norm,none": "accuracy_norm", "acc_stderr,none": "stderr"}
     yield from ((ours, found["results"][task][theirs]) for theirs, ours in names.items() if theirs in found["results"][task])
-    yield "questions", found["n-samples"][task]["effective"]
+    yield "questions", found["n-samples"].get(task, {}).get("effective")  # a group has none of its own
