@@ -39,7 +39,8 @@ def evaluate_tasks(
 ) -> dict[str, dict[str, Any]]:
     """{task: {"accuracy", "accuracy_norm", "stderr", "questions"}} of a checkpoint or plain model folder.
 
-    A task is a name (or a .yaml file) lm-evaluation-harness knows, or a file ending in .jsonl; `limit` takes the first questions of each.
+    A task is a name (or a .yaml file) lm-evaluation-harness knows, or a file ending in .jsonl; `limit` takes the first
+    questions of each.
     Raises ValueError for a task nobody knows, and where a named task needs lm-eval and it is not installed.
     """
     from compress.data import load_tokenizer
