@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporters.onnx_rewrites import group_queries, unflatten
+from exporters.onnx_rewrites import group_queries, split_gemm, unflatten
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FX_NODE = "pkg.torch.onnx.fx_node"
@@ -24,6 +24,7 @@ def tidy(model: ir.Model, parameters: Iterable[str], *, inline_functions: bool =
     share(model)
     group_queries(model)
     unflatten(model)
+    split_gemm(model)
     name_nodes(model)
     name_weights(model, parameters)
     common.ClearMetadataAndDocStringPass()(model)

@@ -37,18 +37,35 @@ def unflatten(model: ir.Model) -> None:
     for restore in list(model.graph):
         gemm = _producer(restore, "Reshape", "Gemm")
         flatten = None if gemm is None else _producer(gemm, "Gemm", "Reshape")
-        if gemm is None or flatten is None or not _is_plain(gemm):
+        if gemm is None or flatten is None or not _is_plain(gemm) or len(gemm.outputs[0].uses()) != 1:
             continue
-        x, weight, bias, y = flatten.inputs[0], gemm.inputs[1], gemm.inputs[2], restore.outputs[0]
+        x, y = flatten.inputs[0], restore.outputs[0]
         if x is None or x.shape is None or y.shape is None or len(y.shape) != 3 or x.shape[:2] != y.shape[:2]:
             continue
         made = []
         if len(x.shape) != 3:  # (B, T, heads, head_dim): two reshapes that the exporter merged
             made.append(ir.node("Reshape", [x, _heads_joined(model.graph)], metadata_props=flatten.metadata_props))
             x = made[0].outputs[0]
-        made.append(ir.node("MatMul", [x, weight], metadata_props=gemm.metadata_props))
-        made.append(ir.node("Add", [made[-1].outputs[0], bias], metadata_props=gemm.metadata_props))
+        made += _linear(gemm, x, gemm.inputs[1])
         ir.convenience.replace_nodes_and_values(model.graph, restore, [restore], made, [y], [made[-1].outputs[0]])
+    common.RemoveUnusedNodesPass()(model)
+
+
+def split_gemm(model: ir.Model) -> None:
+    """A linear of rank-2 tokens, Gemm by a transposed weight, as MatMul and Add: quantizers mistake the shape of such a weight.
+
+    onnxruntime makes one Gemm of the two again when it loads the graph.
+    """
+    for gemm in list(model.graph):
+        weight = gemm.inputs[1] if gemm.op_type == "Gemm" else None
+        if weight is None or not _is_plain(gemm, transposed=True) or weight.const_value is None or len(weight.uses()) != 1:
+            continue
+        matrix = ir.tensor(weight.const_value.numpy().T, name=f"{weight.name}.T")
+        turned = ir.Value(name=matrix.name, const_value=matrix, type=weight.type, shape=ir.Shape(matrix.numpy().shape))
+        model.graph.register_initializer(turned)
+        made = _linear(gemm, gemm.inputs[0], turned)
+        old = gemm.outputs[0]
+        ir.convenience.replace_nodes_and_values(model.graph, gemm, [gemm], made, [old], [made[-1].outputs[0]])
     common.RemoveUnusedNodesPass()(model)
 
 
@@ -59,11 +76,19 @@ def _producer(node: ir.Node, op_type: str, wanted: str) -> ir.Node | None:
     return producer if producer is not None and producer.op_type == wanted else None
 
 
-def _is_plain(gemm: ir.Node) -> bool:
-    """x @ weight + bias, nothing transposed or scaled, and read by one node only."""
-    transposed = any(gemm.attributes.get_int(name, 0) for name in ("transA", "transB"))
+def _linear(gemm: ir.Node, x: ir.Value | None, weight: ir.Value | None) -> list[ir.Node]:
+    """x @ weight, plus the bias of `gemm` where it has one."""
+    made = [ir.node("MatMul", [x, weight], metadata_props=gemm.metadata_props)]
+    if len(gemm.inputs) == 3 and gemm.inputs[2] is not None:
+        made.append(ir.node("Add", [made[0].outputs[0], gemm.inputs[2]], metadata_props=gemm.metadata_props))
+    return made
+
+
+def _is_plain(gemm: ir.Node, *, transposed: bool = False) -> bool:
+    """x @ weight (+ bias), or x @ weight.T (+ bias) where `transposed`, not scaled."""
+    as_wanted = gemm.attributes.get_int("transA", 0) == 0 and gemm.attributes.get_int("transB", 0) == int(transposed)
     scaled = any(gemm.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
-    return len(gemm.inputs) == 3 and not transposed and not scaled and len(gemm.outputs[0].uses()) == 1
+    return as_wanted and not scaled
 
 
 def _heads_joined(graph: ir.Graph) -> ir.Value:

@@ -31,8 +31,8 @@ class Case:
 CASES = {
     "llama": Case("llama", ("low_rank_linear", "symbolic_mlp")),
     "qwen2": Case("qwen2", ("pivoted_linear", "mean_mlp"), {"opset": 20}),
-    "gpt2": Case("gpt2", ("dense_linear", "symbolic_mlp"), config={"tie_word_embeddings": False}),
-    "opt": Case("opt", ("low_rank_linear", "affine_mlp"), config={"tie_word_embeddings": False}),
+    "gpt2": Case("gpt2", ("dense_linear", "affine_mlp"), config={"tie_word_embeddings": False}),
+    "opt": Case("opt", ("low_rank_linear", "symbolic_mlp"), config={"tie_word_embeddings": False}),
     "shared": Case("llama", ("shared_pivoted",)),
     "across": Case("qwen3", ("shared_across", "dense_linear")),  # whose biases are in the weights
     "half": Case("qwen2", ("symbolic_mlp",), {"dtype": "float16"}, {"tie_word_embeddings": False}),

@@ -17,7 +17,7 @@ from exporters.onnx_quantize import Quantization, quantize_graph, quantized_file
 from exporters.onnx_runtime import CPU, OnnxModel
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 def test_smaller_and_close(
     name: str, quantization: Quantization, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from exporters.onnx_passes import name_weights, share
-from exporters.onnx_rewrites import group_queries, unflatten
+from exporters.onnx_rewrites import group_queries, split_gemm, unflatten
 
 REPEATED = """
 <ir_version: 10, opset_import: ["" : 23]>
@@ -92,6 +92,25 @@ def test_a_scaled_gemm_stays() -> None:
     model = ir.from_proto(parsed(FLATTENED.replace("INPUT", "8").replace("ATTRIBUTES", "alpha=0.5")))
     unflatten(model)
     assert "Gemm" in types(model)
+
+
+def test_a_gemm_by_a_transposed_weight_becomes_matmul_and_add() -> None:
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 4])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 3])],
+        [
+            onnx.numpy_helper.from_array(np.arange(12, dtype=np.float32).reshape(3, 4), "w"),
+            onnx.numpy_helper.from_array(np.ones(3, np.float32), "b"),
+        ],
+    )
+    before = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=10)
+    model = ir.from_proto(before)
+    split_gemm(model)
+    assert types(model) == ["MatMul", "Add"]
+    assert sorted(model.graph.initializers) == ["b", "w.T"]
+    np.testing.assert_allclose(run(ir.to_proto(model), (5, 4)), run(before, (5, 4)), rtol=1e-6)
 
 
 def test_equal_tensors_and_products_are_merged_and_others_are_not() -> None:
