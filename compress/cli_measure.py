@@ -11,8 +11,6 @@ import typer
 from compress.console import AsJson, emit, need_checkpoint, progress_bars, quiet_transformers, show
 
 
-
-
 def add_to(app: typer.Typer) -> None:
     """Register the commands of this file."""
     for command in (bench, report, verify):

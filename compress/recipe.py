@@ -178,6 +178,9 @@ class Recipe(_Section):
         default=False, description="calibrate each layer on the outputs of the compressed layers before it"
     )
     refine: Refinement | None = Field(default=None, description="block refinement of each layer after its modules are replaced")
+    keep_dense_if_slower: bool | str = Field(
+        default=False, description="leave dense what is slower factored, timed on this device: true for cpu, or cpu, cuda, mps"
+    )
     evaluation: Evaluation = Evaluation()
     output: Path
     seed: int = 0

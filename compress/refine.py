@@ -129,7 +129,13 @@ class SecondPass:
         out = {id(part): part for part in parts}
         for roles in architecture.inputs:
             names = {architecture.module(index, role) for role in roles}
-            stage = [part for part in parts if set(part.unit.group.modules) <= names and part.unit.method.replaces == "linear"]
+            stage = [
+                part
+                for part in parts
+                if part.replacement.specs  # dense ones stay the original
+                and part.unit.method.replaces == "linear"
+                and set(part.unit.group.modules) <= names
+            ]
             if not stage:
                 continue
             tap = architecture.roles[roles[0]]

@@ -7,7 +7,7 @@ continues and ends with the same bytes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from compress import checkpoint, data
+from compress.assembly import kept_names, load_variant, plan_of, storage_dtype, tensors_of
 from compress.first_pass import BATCH_TOKENS, FirstPass, Progress
 from compress.methods.base import Artefact, Method, Preview, Replacement
-from compress.plan import Plan
 from compress.recipe import Recipe
 from compress.refine import Part, SecondPass
+from compress.speed import judge
 from compress.streaming import StreamedModel
 from compress.units import Unit, allocated, control_steps, layers_of, units_of
-
-_TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
 
 def silent(description: str, total: int) -> Callable[[], None]:
@@ -151,17 +150,23 @@ def decided(job: Job, units: Sequence[Unit], material: str) -> list[tuple[Method
 
 
 def replace(job: Job, units: Sequence[Unit], material: str) -> list[Replacement]:
-    """What each finished unit becomes."""
+    """What each finished unit becomes; with `keep_dense_if_slower`, nothing where it would be slower."""
     made = zip(units, decided(job, units, material), strict=True)
-    return [method.replace(unit.group, artefact, job.model.architecture) for unit, (method, artefact) in made]
+    replacements = [method.replace(unit.group, artefact, job.model.architecture) for unit, (method, artefact) in made]
+    if not job.recipe.keep_dense_if_slower:
+        return replacements
+    device = "cpu" if job.recipe.keep_dense_if_slower is True else job.recipe.keep_dense_if_slower
+    return judge(replacements, job.work / "speed.json", device, torch.float32 if device == "cpu" else storage_dtype(job.model))
 
 
 def second_pass(job: Job, tokens: Tensor, material: str, progress: Progress) -> list[Replacement]:
     """Error propagation and block refinement, in the order of the units."""
     units = job.variants["compressed"]
     parts = [
-        Part(unit, method, method.replace(unit.group, artefact, job.model.architecture))
-        for unit, (method, artefact) in zip(units, decided(job, units, material), strict=True)
+        Part(unit, method, replacement)
+        for unit, (method, _), replacement in zip(
+            units, decided(job, units, material), replace(job, units, material), strict=True
+        )
     ]
     layers = [[part for part in parts if part.unit.group.layer == index] for index in range(job.model.n_layers)]
     run = SecondPass(
@@ -176,35 +181,6 @@ def second_pass(job: Job, tokens: Tensor, material: str, progress: Progress) -> 
     tick = progress("refine layers", len(layers))
     batch = max(1, BATCH_TOKENS // tokens.shape[1])
     return [replacement for layer in run.run(tokens, batch, layers, material, tick) for replacement in layer]
-
-
-def plan_of(replacements: Sequence[Replacement]) -> Plan:
-    return Plan(modules=tuple(spec for r in replacements for spec in r.specs))
-
-
-def tensors_of(model: StreamedModel, replacements: Sequence[Replacement]) -> Iterator[tuple[str, Tensor]]:
-    """The checkpoint's tensors by stored name, sorted: originals as they are, replacements in the original's dtype."""
-    ours = {model.stored_name(name): tensor for r in replacements for name, tensor in r.tensors.items()}
-    dtype = storage_dtype(model)
-    for name in sorted({*kept_names(model, replacements), *ours}):
-        if name in ours:
-            yield name, ours[name].to(dtype) if ours[name].dtype == torch.float64 else ours[name]
-        else:
-            yield name, model.shards.tensor(name)
-
-
-def kept_names(model: StreamedModel, replacements: Sequence[Replacement]) -> list[str]:
-    """Stored names of the original tensors that no replacement drops."""
-    removed = tuple(f"{module}." for r in replacements for module in r.removed)
-    return [name for name in model.shards if not model.full_name(name).startswith(removed)]
-
-
-def storage_dtype(model: StreamedModel) -> torch.dtype:
-    """The dtype most of the original's numbers are stored in."""
-    counts: dict[str, int] = {}
-    for name, shape in model.shards.shapes.items():
-        counts[model.shards.dtypes[name]] = counts.get(model.shards.dtypes[name], 0) + torch.Size(shape).numel()
-    return _TORCH_DTYPES.get(max(counts, key=lambda k: counts[k]), torch.float32)
 
 
 def assemble(
@@ -276,30 +252,6 @@ def evaluate(job: Job, replacements: Mapping[str, Sequence[Replacement]], progre
         job.work / "baseline.json", {**known, **{keys[name]: value for name, value in out["baseline"].items()}}
     )
     return out
-
-
-def load_variant(model: StreamedModel, replacements: Sequence[Replacement], dtype: torch.dtype = torch.float32) -> Any:
-    """The whole model in memory with the replacements applied, exactly as the checkpoint stores them."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    from compress.hf import apply_plan
-
-    with init_empty_weights(include_buffers=False):
-        whole = AutoModelForCausalLM.from_config(model.config, dtype=dtype).eval()
-        apply_plan(whole, plan_of(replacements))
-    state = {}
-    wanted = whole.state_dict()
-    for stored, tensor in tensors_of(model, replacements):
-        name = model.full_name(stored)
-        keep = name in wanted and wanted[name].dtype == tensor.dtype
-        state[name] = tensor if keep or not tensor.is_floating_point() else tensor.to(dtype)
-    whole.load_state_dict(state, strict=False, assign=True)
-    whole.tie_weights()
-    empty = [name for name, value in whole.state_dict().items() if value.is_meta]
-    if empty:
-        raise ValueError(f"{model.shards.folder}: no tensor for {empty[0]}")
-    return whole
 
 
 def finish(job: Job, replacements: Sequence[Replacement], report: Mapping[str, Any]) -> None:

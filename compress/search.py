@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from compress import checkpoint, data, run, splits
+from compress.assembly import storage_dtype
 from compress.methods.base import Artefact, Replacement
 from compress.methods.low_rank import LowRankMethod
 from compress.numerics.rank import Form, RankRule, allocate, parameters, rank_at
@@ -172,7 +173,7 @@ def _decide(
 ) -> list[int | None]:
     """The rank of each target, in order; decisions in the log are taken over."""
     known = _open_log(log, header)
-    tail = Tail(job.model, run.storage_dtype(job.model))
+    tail = Tail(job.model, storage_dtype(job.model))
     ranks: list[int | None] = []
     tick = progress("search", len(targets))
     for number, target in enumerate(targets, start=1):
@@ -264,7 +265,7 @@ def _compare(
     on_search = sum(chunk.baseline for chunk in chunks) / len(chunks)
     rows = [{"ranks": "dense", "stored": dense, "kept": 1.0, "search": on_search, "test": test.baseline}]
     for name, chosen in variants.items():
-        tail = Tail(job.model, run.storage_dtype(job.model))
+        tail = Tail(job.model, storage_dtype(job.model))
         tail.reach(min(target.unit.group.layer for target in targets))
         for target, rank in zip(targets, chosen, strict=True):
             if rank is not None:

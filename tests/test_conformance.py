@@ -7,10 +7,12 @@ import pytest
 import torch
 from checkpoints import FAMILIES
 from recipes_for_tests import tiny_folder, tiny_recipe
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compress import run
+from compress import assembly, run, speed
 from compress.evaluate import compare
+from compress.plan import ModuleSpec
 
 IDS = torch.arange(60).view(2, 30) % 90
 MAIN = ("llama", "qwen2", "gpt2", "opt")
@@ -82,7 +84,7 @@ def test_saved_equals_in_memory_bit_for_bit(folders, tmp_path, step, model_type)
     out = run.fit(recipe)
     job = run.prepare(recipe)
     material = run.material_of(job)
-    memory = run.load_variant(job.model, run.replace(job, job.variants["compressed"], material))
+    memory = assembly.load_variant(job.model, run.replace(job, job.variants["compressed"], material))
     with torch.no_grad():
         assert torch.equal(memory(IDS).logits, logits(out))
     loaded = AutoModelForCausalLM.from_pretrained(out)
@@ -261,3 +263,54 @@ def test_second_pass_resumes_with_the_same_bytes(folders, tmp_path, monkeypatch)
     monkeypatch.setattr(run.SecondPass, "_layer", layer)
     broken = run.fit(recipe)
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_too_few_calibration_tokens_are_said_so(folders, tmp_path):
+    recipe = tiny_recipe(
+        folders("llama"),
+        tmp_path,
+        {"method": "feature_space", "rank": {"keep": 0.5}},
+        calibration={"text": str(folders("llama") / "text.txt"), "sequences": 1, "length": 16},
+    )
+    with pytest.warns(UserWarning, match="16 calibration tokens for 32 inputs"):
+        out = run.fit(recipe)
+    rows = json.loads((out / "report.json").read_text())["modules"]
+    assert all("calibrate on more" in row["note"] for row in rows)
+    assert torch.isfinite(logits(out)).all()
+
+
+@pytest.mark.parametrize(("ratio", "kind"), [(1.5, "dense"), (0.9, "low_rank_linear")])
+def test_what_is_slower_factored_stays_dense(folders, tmp_path, monkeypatch, ratio, kind):
+    monkeypatch.setattr(speed.Verdicts, "_ratio", lambda *_: ratio)
+    source = folders("llama")
+    recipe = tiny_recipe(source, tmp_path, {"method": "feature_space", "rank": {"keep": 0.5}}, keep_dense_if_slower=True)
+    out = run.fit(recipe)
+    rows = json.loads((out / "report.json").read_text())["modules"]
+    assert {row["kind"] for row in rows} == {kind}
+    assert all(row["time_ratio"] == {"decode": ratio, "prefill": ratio} for row in rows)
+    if kind == "dense":
+        assert torch.equal(logits(out), logits(source))
+
+
+def test_the_verdict_times_both_shapes_and_remembers(tmp_path):
+    spec = ModuleSpec(
+        module="m", kind="low_rank_linear", options={"in_features": 256, "out_features": 256, "rank": 4, "bias": False}
+    )
+    first = speed.Verdicts(tmp_path / "speed.json", "cpu", torch.float32).ratios(spec)
+    assert set(first) == {"decode", "prefill"}
+    assert all(value > 0 for value in first.values())
+    assert speed.Verdicts(tmp_path / "speed.json", "cpu", torch.float32).ratios(spec) == first
+
+
+@pytest.mark.parametrize("where", ["weights", "activations"])
+def test_non_finite_numbers_name_the_module(tmp_path, where):
+    source = tiny_folder(tmp_path / "source", "llama")
+    weights = load_file(source / "model.safetensors")
+    if where == "weights":
+        weights["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
+    else:
+        weights["model.layers.1.mlp.up_proj.weight"] *= 1e38
+        weights["model.layers.1.mlp.gate_proj.weight"] *= 1e38
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.layers\.1"):
+        run.fit(tiny_recipe(source, tmp_path / "out", {"method": "feature_space", "rank": {"keep": 0.5}}))

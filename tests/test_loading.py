@@ -21,8 +21,8 @@ assert "compress" not in dir()
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
 ids = torch.arange(40).view(2, 20)
 with torch.no_grad():
-    out = {"logits": model(ids).logits.double().sum().item(), "text": model.generate(ids, max_new_tokens=8, do_sample=False).tolist()}
-print(json.dumps(out))
+    text = model.generate(ids, max_new_tokens=8, do_sample=False).tolist()
+    print(json.dumps({"logits": model(ids).logits.double().sum().item(), "text": text}))
 """
 
 

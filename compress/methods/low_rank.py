@@ -6,6 +6,7 @@ A group is one matrix, or several that read the same basis: their weights are st
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -21,6 +22,7 @@ from compress.numerics.rank import Form, RankRule, break_even, parameters
 from compress.numerics.statistics import Moments
 from compress.plan import ModuleSpec
 
+FEW_TOKENS_DAMPING = 1e-2  # of the mean input power
 GRADIENT_DAMPING = 1e-2  # of the mean gradient power: directions the calibration loss never felt keep some weight
 
 
@@ -85,8 +87,9 @@ class LowRankMethod(Method):
     def fit(self, material: Material) -> Artefact:
         each = [material.linear(module) for module in material.group.modules]
         weight = torch.cat([w for w, _ in each])
-        result = factorize(self.target(weight), self.input_metric(material), self.output_metric(material))
         d_out, d_in = weight.shape
+        metric, note = self._enough(self.input_metric(material), material, d_in)
+        result = factorize(self.target(weight), metric, self.output_metric(material))
         most = result.max_rank if self.form == "pivoted" else min(result.max_rank, math.floor(break_even(d_out, d_in)))
         left, right = result.truncate(most)
         tensors = {"left": left.float().contiguous(), "right": right.float().contiguous(), "spectrum": result.spectrum}
@@ -98,7 +101,16 @@ class LowRankMethod(Method):
             tensors["output_mean"] += weight @ mean
             tensors["latent_mean"] = right @ mean
             biased = [True] * len(each)
-        return Artefact(tensors, {"shape": [d_out, d_in], "rows": [len(w) for w, _ in each], "biased": biased})
+        return Artefact(tensors, {"shape": [d_out, d_in], "rows": [len(w) for w, _ in each], "biased": biased, **note})
+
+    def _enough(self, metric: Tensor | None, material: Material, d_in: int) -> tuple[Tensor | None, dict[str, str]]:
+        """The metric, damped and with a note for the report where fewer tokens than inputs made it."""
+        if metric is None or (count := merged_inputs(material).count) >= d_in:
+            return metric, {}
+        note = f"{count} calibration tokens for {d_in} inputs: the covariance is singular and was damped; calibrate on more"
+        warnings.warn(f"{material.group.modules[0]}: {note}", stacklevel=2)
+        damping = FEW_TOKENS_DAMPING * float(metric.diagonal().mean())
+        return metric + damping * torch.eye(d_in, dtype=metric.dtype), {"note": note}
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
         d_out, d_in = artefact.metadata["shape"]
@@ -121,6 +133,7 @@ class LowRankMethod(Method):
             "parameters": parameters(rank, d_out, d_in, "pivoted" if factors.order is not None else "plain"),
             "relative_error": Decomposition(left, right, spectrum).relative_error(rank),
             **note,
+            **{key: artefact.metadata[key] for key in ("note",) if key in artefact.metadata},
         }
         return Replacement(tuple(specs), tensors, group.modules, (row,))
 

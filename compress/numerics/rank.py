@@ -58,7 +58,7 @@ class RankRule(BaseModel):
 
     rank: Annotated[int, Field(ge=1)] | None = Field(default=None, description="the same rank for every target")
     keep: Fraction | None = Field(default=None, description="fraction of each target's parameters that remain, in (0, 1]")
-    explained_variance: Fraction | None = Field(default=None, description="fewest components that explain this share, in (0, 1]")
+    explained_variance: Fraction | None = Field(default=None, description="fewest components with this share, in (0, 1]")
     budget: Fraction | None = Field(
         None, description="fraction of all the step's targeted parameters that remain, shared out by `allocation`"
     )

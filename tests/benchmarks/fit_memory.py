@@ -65,7 +65,7 @@ def child(recipe: str) -> None:
     from compress import remote_code, run  # noqa: F401
     from compress.recipe import load_recipe
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     imports = peak_mib()
     started = time.perf_counter()
     run.fit(load_recipe(recipe))

@@ -1,9 +1,10 @@
 """The README's low-rank table: perplexity at equal stored parameters, each lever added in turn.
 
-    python tests/benchmarks/low_rank_table.py [--calibration FILE --validation FILE --windows 170] [--keep 0.8 0.6 0.4] [--out DIR]
+    python tests/benchmarks/low_rank_table.py [--calibration FILE --validation FILE --windows 170] [--out DIR]
 
-Starts from recipes/compare_low_rank.yaml. All rows share one work folder, so each row's statistics and decompositions are computed
-once for all ratios. Writes table.json and prints Markdown; "of whitened" is the extra nll over dense as a fraction of whitened SVD's.
+Starts from recipes/compare_low_rank.yaml. All rows share one work folder, so each row's statistics and decompositions are
+computed once for all ratios. Writes table.json and prints Markdown; in brackets the extra nll over dense as a fraction of
+whitened SVD's.
 """
 
 from __future__ import annotations
