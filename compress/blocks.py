@@ -84,10 +84,14 @@ class Blocks:
             row["quality"] = self._judged[row["label"], _family(row["runtime"])]
 
     def measure_cold(self, starts: int) -> None:
-        """Cold start and memory of every row, in processes of their own."""
+        """Cold start and memory of every row, in processes of their own; one that fails costs its own numbers only."""
         tick = self.progress("cold starts", len(self.rows))
         for row, job in zip(self.rows, self._jobs, strict=True):
-            row["cold"] = cold(job, starts)
+            try:
+                row["cold"] = cold(job, starts)
+            except RuntimeError as error:
+                reason = f"cold start of {row['label']}: {error}"
+                self.skipped.append({"runtime": job.runtime, "device": job.device, "reason": reason})
             tick()
 
     def _block(self, runtime: Runtime, device: str) -> None:

@@ -30,7 +30,7 @@ class Workload:
     seed: int = 0  # of the bootstrap
 
     def __post_init__(self) -> None:
-        for name in ("prefill_length", "steps", "repeats"):
+        for name in ("prefill_length", "steps", "repeats", "warmup"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
         for name in ("batch_sizes", "contexts"):

@@ -219,6 +219,16 @@ def test_a_failing_process_is_reported_with_its_reason(tmp_path):
         cold(Job(str(tmp_path), "onnx", "cpu", "float32", 1, 8))
 
 
+def test_a_failing_cold_start_costs_its_own_numbers_only(checkpoint, monkeypatch):
+    def broken(job, starts):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(blocks, "cold", broken)
+    got = bench([checkpoint], variants=["baseline"], runtimes=["eager"], texts=TEXTS, **{**FAST, "cold_starts": 1})
+    assert len(got["rows"]) == 1
+    assert got["skipped"][0]["reason"] == "cold start of baseline: out of memory"
+
+
 def test_a_runtime_that_cannot_work_is_skipped_with_its_reason(checkpoint, monkeypatch):
     monkeypatch.setattr(blocks, "obstacle", lambda runtime, device: "not today" if runtime == "onnx" else None)
     got = bench([checkpoint], variants=["compressed"], texts=TEXTS, **FAST)
@@ -240,6 +250,7 @@ ABSENT = next(name for name in ("mps", "cuda") if name not in present_devices())
         ({"dtype": "int3"}, "unknown dtype 'int3'; allowed: auto"),
         ({"contexts": [126]}, "baseline has 128 positions"),
         ({"repeats": 0}, "repeats is 0; give 1 or more"),
+        ({"warmup": 0}, "warmup is 0; give 1 or more"),
         ({"batch_sizes": []}, "batch_sizes is"),
         ({"threads": 0}, "threads is 0"),
         ({"runtimes": []}, "nothing to measure"),
