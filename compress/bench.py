@@ -27,7 +27,7 @@ from compress.latency import Workload
 from compress.machine import commit, machine, versions
 from compress.measure import choose_devices
 from compress.runtimes import Runtime, check_runtimes
-from compress.variants import Kind, Variant, check_kinds, collect, record, touched_layers
+from compress.variants import Kind, Variant, check_kinds, collect, record, control_layers
 
 FORMAT = 1
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -145,7 +145,7 @@ def describe(variant: Variant, context: int) -> dict[str, Any]:
         "kind": variant.kind,
         "baseline": variant.baseline,
         "model_type": config["model_type"],
-        "layers": touched_layers(plan, architecture(config["model_type"])),
+        "layers": control_layers(plan, architecture(config["model_type"])),
         "replacements": dict(Counter(spec.kind for spec in plan.modules)),
         "account": account(variant.folder, context).to_json(),
         "modules": (report or {}).get("modules", []),

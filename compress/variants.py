@@ -116,19 +116,23 @@ def record(checkpoint: Path) -> Record:
     )
 
 
-def touched_layers(plan: Plan, row: Architecture) -> list[int]:
-    """Indices of the decoder layers in which a plan replaces anything, sorted."""
-    rest = (spec.module.removeprefix(row.layers + ".") for spec in plan.modules if spec.module.startswith(row.layers + "."))
-    return sorted({int(name.partition(".")[0]) for name in rest})
+def control_layers(plan: Plan, row: Architecture) -> list[int]:
+    """The decoder layers whose MLPs the skip controls leave out, sorted.
+
+    Those whose whole MLP the plan replaces; in a plan that replaces no MLP, every layer it touches.
+    """
+    inside = [spec for spec in plan.modules if spec.module.startswith(row.layers + ".")]
+    chosen = [spec for spec in inside if spec.kind.endswith("_mlp")] or inside
+    return sorted({int(spec.module.removeprefix(row.layers + ".").partition(".")[0]) for spec in chosen})
 
 
 def write_skip(checkpoint: Path, base: Path, kind: Kind, work: Path) -> Path:
-    """The baseline with the MLPs of the layers that the checkpoint touches left out; returns its folder.
+    """The baseline with the MLPs of the control layers left out; returns its folder.
 
     Raises ValueError where the checkpoint touches no layer.
     """
     row = architecture((read_json(base / "config.json") or {})["model_type"])
-    layers = touched_layers(read_plan(checkpoint), row)
+    layers = control_layers(read_plan(checkpoint), row)
     if not layers:
         raise ValueError(f"{checkpoint} replaces nothing inside a decoder layer: there is no MLP to skip; leave {kind} out")
     tokens = _calibration(checkpoint, base) if kind == "skip-mean" else None

@@ -13,7 +13,7 @@ from compress.architecture import architecture
 from compress.checkpoint import copy_tokenizer
 from compress.data import calibration_tokens, load_tokenizer
 from compress.novella import FOLDER
-from compress.variants import collect, mlp_means, record, touched_layers, write_skip
+from compress.variants import collect, mlp_means, record, control_layers, write_skip
 
 VOCABULARY = 4096  # novella's, whose tokenizer these models borrow
 
@@ -131,12 +131,14 @@ def test_a_plain_model_is_a_baseline_of_its_own(tmp_path):
     assert [(v.label, v.baseline) for v in got] == [("one", "one"), ("two", "two")]
 
 
-def test_touched_layers_come_from_the_plan(tmp_path):
+def test_control_layers_come_from_the_plan(tmp_path):
     from compress.accounting import read_plan
 
     row = architecture("llama")
-    assert touched_layers(read_plan(tiny_checkpoint(tmp_path / "a", "llama", "zero_mlp")), row) == [1]
-    assert touched_layers(read_plan(tiny_checkpoint(tmp_path / "b", "llama", "low_rank_linear")), row) == [0, 1]
+    assert control_layers(read_plan(tiny_checkpoint(tmp_path / "a", "llama", "zero_mlp")), row) == [1]
+    assert control_layers(read_plan(tiny_checkpoint(tmp_path / "b", "llama", "low_rank_linear")), row) == [0, 1]
+    both = tiny_checkpoint(tmp_path / "c", "llama", "low_rank_linear", "zero_mlp")
+    assert control_layers(read_plan(both), row) == [1]
 
 
 def test_an_unknown_variant_is_answered_with_those_there_are(tmp_path):
