@@ -62,7 +62,8 @@ def export_onnx(
             names; how far its logits move is reported, not judged.
         inline_functions: leave no local functions in the graph, for runtimes that refuse them (OpenVINO).
         verify: compare with torch on every provider here.
-        tolerance: allowed |Δlogit| / max(1, |logit|); by default 1e-4 in float32, 2e-2 in float16, 1e-1 in bfloat16.
+        tolerance: allowed |Δlogit| / max(1, |logit|); by default 1e-4 in float32, 2e-2 in float16, 1e-1 in bfloat16. In half
+            precision what torch itself loses against float32 arithmetic on the same weights is allowed in addition.
         progress: called with a description and the number of stages.
 
     Raises ValueError for options that cannot be, RuntimeError where the graph and torch disagree.
