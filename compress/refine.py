@@ -9,7 +9,7 @@ resident; each finished layer is a file.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from compress.hf import build, link
 from compress.methods.base import Artefact, Material, Method, Replacement
 from compress.numerics.linalg import symmetric_sqrt
 from compress.numerics.statistics import CrossMoments, Statistic
+from compress.pairs import cross_moments
+from compress.plan import ModuleSpec
 from compress.recipe import Refinement
 from compress.streaming import Hidden, StreamedModel
 from compress.units import Unit
@@ -84,9 +86,12 @@ class SecondPass:
             note: dict[str, Any] = {}
             if self.refinement is not None and parts:
                 note = self._refine(student, index, parts, inputs, original, compressed)
-            done = Artefact(self._tensors(student, parts, prefix), note)
+            done = Artefact(self._tensors(student, parts, prefix), {"parts": [_described(p.replacement, note) for p in parts]})
             checkpoint.write_unit(file, done, fingerprint)
-        replacements = [self._with(part.replacement, done) for part in parts]
+        replacements = [
+            _finished(part.replacement, described, done.tensors)
+            for part, described in zip(parts, done.metadata["parts"], strict=True)
+        ]
         for replacement in replacements:
             self._install(student, replacement, prefix)
         compressed.advance(student, index, name)
@@ -112,14 +117,6 @@ class SecondPass:
         state = student.state_dict()
         return {name: state[name.removeprefix(prefix)].clone() for part in parts for name in part.replacement.tensors}
 
-    def _with(self, replacement: Replacement, done: Artefact) -> Replacement:
-        """The replacement with the refined tensors, float64 where they are to be stored in the model's dtype."""
-        tensors = {
-            k: done.tensors[k].double() if v.dtype == torch.float64 else done.tensors[k] for k, v in replacement.tensors.items()
-        }
-        report = tuple({**row, **done.metadata} for row in replacement.report)
-        return replace(replacement, tensors=tensors, report=report)
-
     def _propagate(
         self, layer: nn.Module, student: nn.Module, index: int, parts: Sequence[Part], original: Hidden, compressed: Hidden
     ) -> list[Part]:
@@ -139,7 +136,7 @@ class SecondPass:
             if not stage:
                 continue
             tap = architecture.roles[roles[0]]
-            moments = _cross_moments(layer, student, tap, index, original, compressed)
+            moments = cross_moments(layer, student, tap, index, original, compressed)
             for part in stage:
                 refitted = self._refit(part, moments, layer, index)
                 self._install(student, refitted.replacement, prefix)
@@ -234,6 +231,24 @@ class SecondPass:
         return (symmetric_sqrt(metric)[0] / max(variance, 1e-30) ** 0.5 / size**0.5).to(self.model.dtype)
 
 
+def _described(replacement: Replacement, note: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON half of a finished replacement: refitting may have changed its specs."""
+    specs = [spec.model_dump(mode="json") for spec in replacement.specs]
+    return {"specs": specs, "report": [{**row, **note} for row in replacement.report]}
+
+
+def _finished(start: Replacement, described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Replacement:
+    """The replacement of a finished layer's file. Floats become float64, to be stored in the model's dtype, unless they began
+    as explicit float32.
+    """
+    specs = tuple(ModuleSpec.model_validate(spec) for spec in described["specs"])
+    mine = tuple(f"{spec.module}." for spec in specs)
+    explicit = {name for name, value in start.tensors.items() if value.dtype == torch.float32}
+    own = {name: value for name, value in tensors.items() if mine and name.startswith(mine)}
+    stored = {k: v.double() if v.is_floating_point() and k not in explicit else v for k, v in own.items()}
+    return replace(start, specs=specs, tensors=stored, report=tuple(described["report"]))
+
+
 def _identity(part: Part) -> Any:
     """What a finished layer depends on, of one part: its first-pass factors and the method with its decided rank."""
     return [
@@ -261,33 +276,3 @@ def _first_row(value: Any, batch: int) -> Any:
     if isinstance(value, Tensor) and value.ndim >= 2:
         return value[:1].expand(batch, *value.shape[1:])
     return value
-
-
-def _cross_moments(
-    layer: nn.Module, student: nn.Module, tap: str, index: int, original: Hidden, compressed: Hidden
-) -> CrossMoments:
-    """Moments of x' with x at one tap over all windows; neither stream moves."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(key: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[key] = args[0].reshape(-1, args[0].shape[-1])
-
-        return hook
-
-    handles = [
-        layer.get_submodule(tap).register_forward_pre_hook(keep("x")),
-        student.get_submodule(tap).register_forward_pre_hook(keep("x'")),
-    ]
-    moments: CrossMoments | None = None
-    with torch.no_grad():
-        for clean, shifted in zip(original.states, compressed.states, strict=True):
-            args, kwargs = original.calls[tuple(clean.shape[:2])][index]
-            layer(clean, *args, **kwargs)
-            student(shifted, *args, **kwargs)
-            moments = moments or CrossMoments(seen["x'"].shape[1], seen["x"].shape[1])
-            moments.update(seen["x'"], seen["x"])
-    for handle in handles:
-        handle.remove()
-    assert moments is not None
-    return moments

@@ -26,7 +26,7 @@ TABLE = [
     ["exporters"],
     ["compress.inline"],
     ["compress.refine", "compress.speed"],
-    ["compress.first_pass", "compress.assembly"],
+    ["compress.first_pass", "compress.assembly", "compress.pairs"],
     ["compress.units"],
     ["compress.streaming", "compress.taps"],
     ["compress.evaluate", "compress.tasks"],
