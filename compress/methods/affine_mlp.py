@@ -1,0 +1,107 @@
+"""An MLP as the best affine map of a given rank: the control of every surrogate with expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field, NonNegativeInt
+from torch import Tensor
+
+from compress.architecture import Architecture
+from compress.methods.base import Artefact, Group, Material, Method, Need, Preview, Replacement, chain_tensors, mlp_chain
+from compress.methods.low_rank import GRADIENT_DAMPING
+from compress.methods.skip_mlp import mlp_parameters
+from compress.numerics.joint_regression import Fit, Joint, solve
+from compress.numerics.statistics import Moments
+from compress.plan import ModuleSpec
+
+
+class AffineMLP(Method):
+    """MLP(x) ≈ L R x + b of a given rank, the minimiser of the (loss-weighted) squared error over the calibration tokens."""
+
+    reference = "Reduced-rank regression (Izenman 1975), weighted by the second moment of the loss gradient at the output"
+    replaces = "mlp"
+    decided_late = frozenset({"rank"})
+
+    rank: NonNegativeInt = Field(16, description="rank of the map; 0 is the mean output")
+    importance: Literal["none", "fisher"] = Field(
+        "fisher", description="fisher: weight output errors by the second moment of the loss gradient (one backward pass)"
+    )
+
+    def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
+        return affine_needs(group, self.importance)
+
+    def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
+        width = d_model(group, shapes, architecture)
+        if self.rank > width:
+            raise ValueError(f"{group.modules[-1]}: rank: {self.rank} given, at most d_model = {width}")
+        after = 2 * self.rank * width + width
+        return [Preview(group.modules[-1], (width, width), mlp_parameters(group, shapes), after, f"affine of rank {self.rank}")]
+
+    def fit(self, material: Material) -> Artefact:
+        moments = cast(Moments, material.statistics["moments"])
+        tensors = {"mean": moments.mean, "covariance": moments.covariance, "metric": output_metric(material)}
+        return Artefact(tensors, {"parameters_before": parameters_before(material)})
+
+    def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
+        data = artefact.tensors
+        joint = Joint(data["mean"], data["covariance"], len(data["mean"]) // 2, 0)
+        fit = solve(joint, data["metric"], self.rank)
+        nothing = solve(joint, data["metric"], 0)
+        errors = [joint.error(f, data["metric"]) for f in (fit, nothing)]
+        row = {
+            "parameters_before": artefact.metadata["parameters_before"],
+            "relative_error": (errors[0] / max(errors[1], 1e-300)) ** 0.5,
+        }
+        return affine_replacement(group, fit, row, architecture)
+
+
+def affine_needs(group: Group, importance: str) -> dict[str, Need]:
+    """The joint moments of an MLP's input and output, and those of the loss gradient at its output."""
+    first, last = group.modules[0], group.modules[-1]
+    gradient = {"gradient": Need(last, statistic="gradient")} if importance == "fisher" else {}
+    return {"moments": Need(first, last), **gradient}
+
+
+def output_metric(material: Material) -> Tensor:
+    """Damped second moment of the loss gradient at the MLP's output (d_model, d_model); the identity where it was not asked."""
+    moments = material.statistics.get("gradient")
+    if moments is None:
+        width = cast(Moments, material.statistics["moments"]).mean.shape[0] // 2
+        return torch.eye(width, dtype=torch.float64)
+    metric = cast(Moments, moments).second_moment
+    floor = GRADIENT_DAMPING * float(metric.diagonal().mean()) or 1.0  # 1: the loss felt nothing of this MLP
+    return metric + floor * torch.eye(len(metric), dtype=torch.float64)
+
+
+def affine_replacement(group: Group, fit: Fit, row: Mapping[str, Any], architecture: Architecture) -> Replacement:
+    """The Plan's part for y = left @ right @ x + bias; the mean MLP at rank 0."""
+    module, outer = group.modules[-1], architecture.mlp_outer
+    width, rank = fit.left.shape
+    options: dict[str, Any] = {"outer": outer, "d_model": width}
+    tensors = {f"{outer}.bias": fit.bias}
+    if rank:
+        # Balanced scales, which 16-bit storage rounds best.
+        scale = (fit.right.norm(dim=1) / fit.left.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
+        tensors |= {f"{outer}.weight": fit.left * scale, "basis": fit.right / scale[:, None]}
+        options["rank"] = rank
+    else:
+        tensors[f"{outer}.weight"] = torch.empty(0, dtype=torch.float64)
+    kind = "affine_mlp" if rank else "mean_mlp"
+    specs = mlp_chain(group, ModuleSpec(module=module, kind=kind, options=options))
+    named = {f"{module}.{name}": tensor for name, tensor in tensors.items()}
+    numbers = sum(t.numel() for t in tensors.values())
+    report = {"module": module, "kind": kind, "rank": rank, "parameters": numbers, "multiply_adds": 2 * rank * width, **row}
+    return Replacement(specs, {**chain_tensors(group), **named}, group.modules, (report,))
+
+
+def d_model(group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> int:
+    return shapes[f"{architecture.module(group.layer, 'down')}.weight"][1 if architecture.conv1d else 0]
+
+
+def parameters_before(material: Material) -> int:
+    """Parameters of the MLP that is replaced, biases included."""
+    prefixes = tuple(f"{module}." for module in material.group.modules)
+    return sum(t.numel() for name, t in material.weights.items() if name.startswith(prefixes))
