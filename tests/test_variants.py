@@ -13,7 +13,7 @@ from compress.architecture import architecture
 from compress.checkpoint import copy_tokenizer
 from compress.data import calibration_tokens, load_tokenizer
 from compress.novella import FOLDER
-from compress.variants import collect, mlp_means, record, control_layers, write_skip
+from compress.variants import collect, control_layers, mlp_means, record, write_skip
 
 VOCABULARY = 4096  # novella's, whose tokenizer these models borrow
 
@@ -25,7 +25,12 @@ def pair(tmp_path, request):
     folder = tiny_checkpoint(tmp_path / "small", request.param, "affine_mlp", vocab_size=VOCABULARY)
     for each in (base, folder):
         copy_tokenizer(FOLDER, each)
-    recipe = {"model": str(base), "calibration": {"text": "novella", "sequences": 5, "length": 16}, "steps": []}
+    (tmp_path / "text.txt").write_text((FOLDER / "text" / "calibration.txt").read_text()[:4000])
+    recipe = {
+        "model": str(base),
+        "calibration": {"text": str(tmp_path / "text.txt"), "sequences": 5, "length": 16},
+        "steps": [],
+    }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     return base, folder
 

@@ -9,24 +9,21 @@ import pytest
 from recipes_for_tests import tiny_folder, tiny_recipe
 from safetensors.torch import load_file, save_file
 
-from compress.recipe import parse_recipe
 from compress.run import fit
 from compress.verify import differences, verify
 
-RECIPE = {
-    "model": "novella",
-    "calibration": {"text": "novella", "sequences": 4, "length": 64},
-    "steps": [
-        {"method": "weight_svd", "targets": {"roles": ["q"], "layers": [0]}, "rank": {"keep": 0.5}},
-        {"method": "skip_mlp", "layers": [2], "output": "mean"},
-    ],
-    "evaluation": {"texts": {"own": "novella"}, "length": 32, "sequences": 4, "controls": ["identity", "zero", "mean"]},
-}
+FITTED = (
+    {"method": "weight_svd", "targets": {"roles": ["q"], "layers": [0]}, "rank": {"keep": 0.5}},
+    {"method": "skip_mlp", "layers": [1], "output": "mean"},
+)
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    return fit(parse_recipe({**RECIPE, "output": str(tmp_path_factory.mktemp("fit") / "small")}))
+    source = tiny_folder(tmp_path_factory.mktemp("source") / "qwen2", "qwen2")
+    texts = {"own": str(source / "text.txt")}
+    evaluation = {"texts": texts, "length": 32, "sequences": 4, "controls": ["identity", "zero", "mean"]}
+    return fit(tiny_recipe(source, tmp_path_factory.mktemp("fit") / "small", *FITTED, evaluation=evaluation))
 
 
 @pytest.fixture
