@@ -27,7 +27,7 @@ from compress.latency import Workload
 from compress.machine import commit, machine, versions
 from compress.measure import choose_devices
 from compress.runtimes import Runtime, check_runtimes
-from compress.variants import Kind, Variant, check_kinds, collect, record, control_layers
+from compress.variants import Kind, Variant, check_kinds, collect, control_layers, record
 
 FORMAT = 1
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -17,9 +17,9 @@ Entry = Mapping[str, Any]
 
 VARIANTS = {
     "baseline": "the original model, as it was before compression",
-    "skip-identity": "control: in the layers that were touched, the whole MLP is left out and its input passed on, MLP(x) = x",
-    "skip-zero": "control: in the layers that were touched, the MLP adds nothing, MLP(x) = 0",
-    "skip-mean": "control: in the layers that were touched, the MLP is its mean output over the calibration text",
+    "skip-identity": "control: in the control layers the MLP is left out and its input passed on, MLP(x) = x",
+    "skip-zero": "control: in the control layers the MLP adds nothing, MLP(x) = 0",
+    "skip-mean": "control: in the control layers the MLP is its mean output over the calibration text",
     "compressed": "the checkpoint under test",
 }
 RUNTIMES = {

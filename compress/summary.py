@@ -69,8 +69,10 @@ def compared(results: Entry) -> list[tuple[str, str]]:
     """(what, what it is) of the variants and runtimes that were measured."""
     kinds = dict.fromkeys(model["kind"] for model in results["models"])
     layers = sorted({layer for model in results["models"] if model["kind"] == "compressed" for layer in model["layers"]})
-    where = f"the layers that were touched (here {', '.join(map(str, layers))})"
-    variants = [(kind, VARIANTS[kind].replace("the layers that were touched", where)) for kind in kinds]
+    variants = [(kind, VARIANTS[kind]) for kind in kinds]
+    if layers:
+        meaning = "those whose MLP was replaced; where none was, all in which anything was: "
+        variants.append(("control layers", meaning + ", ".join(map(str, layers))))
     return variants + [(runtime, RUNTIMES[runtime]) for runtime in results["settings"]["runtimes"]]
 
 
