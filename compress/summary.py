@@ -70,7 +70,7 @@ def compared(results: Entry) -> list[tuple[str, str]]:
     kinds = dict.fromkeys(model["kind"] for model in results["models"])
     layers = sorted({layer for model in results["models"] if model["kind"] == "compressed" for layer in model["layers"]})
     variants = [(kind, VARIANTS[kind]) for kind in kinds]
-    if layers:
+    if layers and any(kind.startswith("skip") for kind in kinds):
         meaning = "those whose MLP was replaced; where none was, all in which anything was: "
         variants.append(("control layers", meaning + ", ".join(map(str, layers))))
     return variants + [(runtime, RUNTIMES[runtime]) for runtime in results["settings"]["runtimes"]]
