@@ -108,8 +108,8 @@ class StreamedModel:
         self._load(layer, {k.removeprefix(prefix): v for k, v in self.layer_weights(index).items()}, prefix)
         try:
             yield layer
-        finally:  # not .to("meta"): that would lose buffers that are computed once and never stored
-            layer.load_state_dict({k: torch.empty_like(v, device="meta") for k, v in layer.state_dict().items()}, assign=True)
+        finally:
+            _release(layer)
 
     def _load(self, module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
         """Assign stored tensors; buffers that are computed, not stored, are left alone. Names the module where values are not
@@ -148,6 +148,8 @@ class StreamedModel:
                 states.append(recorders[0].hidden.clone())
                 if tuple(part.shape) not in calls:
                     calls[tuple(part.shape)] = [r.call or ((), {}) for r in recorders]
+        for name in self._outside_layers():
+            _release(self.model.get_submodule(name))
         return Hidden(states, calls)
 
     @contextmanager
@@ -162,7 +164,8 @@ class StreamedModel:
             setattr(owner, child, self._container)
 
     def load_head(self) -> None:
-        """Make the output head resident: its own weights, or the embeddings' where they are tied."""
+        """Make everything outside the layers resident; a tied head gets the embeddings' weights."""
+        self._load_named(self._outside_layers())
         head = self.model.get_submodule(self.architecture.head)
         if self.stored_name(f"{self.architecture.head}.weight") in self.shards:
             self._load_named([self.architecture.head])
@@ -189,6 +192,11 @@ class StreamedModel:
             name for name, module in self.model.named_modules() if name and any(True for _ in module.parameters(recurse=False))
         ]
         return tuple(n for n in named if n != head and not n.startswith(layers + "."))
+
+
+def _release(module: nn.Module) -> None:
+    """Drop the weights. Not by .to("meta"): that would lose buffers that are computed once and never stored."""
+    module.load_state_dict({k: torch.empty_like(v, device="meta") for k, v in module.state_dict().items()}, assign=True)
 
 
 class Hidden:

@@ -70,8 +70,8 @@ class LowRankMethod(Method):
             return None
         blocks = [cast(Moments, material.statistics[f"gradient:{module}"]).second_moment for module in material.group.modules]
         metric = torch.block_diag(*blocks)
-        floor = GRADIENT_DAMPING * float(metric.diagonal().mean())
-        return metric.add_(torch.eye(metric.shape[0], dtype=metric.dtype), alpha=floor)
+        metric.diagonal().add_(GRADIENT_DAMPING * float(metric.diagonal().mean()))
+        return metric
 
     def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
         each = [_oriented(shapes[f"{module}.weight"], architecture) for module in group.modules]
@@ -109,8 +109,8 @@ class LowRankMethod(Method):
             return metric, {}
         note = f"{count} calibration tokens for {d_in} inputs: the covariance is singular and was damped; calibrate on more"
         warnings.warn(f"{material.group.modules[0]}: {note}", stacklevel=2)
-        damping = FEW_TOKENS_DAMPING * float(metric.diagonal().mean())
-        return metric + damping * torch.eye(d_in, dtype=metric.dtype), {"note": note}
+        metric.diagonal().add_(FEW_TOKENS_DAMPING * float(metric.diagonal().mean()))  # the metric is a copy of ours
+        return metric, {"note": note}
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
         d_out, d_in = artefact.metadata["shape"]
