@@ -76,6 +76,14 @@ def test_error_is_monotone_in_rank(folders, tmp_path, method, model_type):
             "samples": 500,
             "engine": {"name": "sparse"},
         },
+        {"method": "affine_mlp", "layers": [0, 1], "rank": 5},
+        {
+            "method": "residual_mlp",
+            "layers": [1],
+            "latents": {"inputs": 4, "outputs": 2},
+            "affine": 2,
+            "samples": 500,
+        },
     ],
     ids=lambda s: "-".join(str(v) for v in s.values() if isinstance(v, str)),
 )
