@@ -59,7 +59,7 @@ class ResidualSurrogate(Method):
 
     reference = "SymTorch, section 4.1, on the residual of a reduced-rank regression; active subspaces (Constantine 2015)"
     replaces = "mlp"
-    decided_late = frozenset({"choose"})
+    decided_late = frozenset({"choose", "picks"})
 
     latents: Latents = Field(
         Latents(), description="{kind: pca | regression | gradient, inputs: n, outputs: m, per_output: bool}"
@@ -75,6 +75,9 @@ class ResidualSurrogate(Method):
     choose: Literal["held_out", "knee"] | PositiveInt = Field(
         "held_out",
         description="expression taken from each front: held_out, knee, or the most accurate of at most this complexity",
+    )
+    picks: dict[int, dict[int, PositiveInt]] = Field(
+        {}, description="layer: {output: complexity}; single expressions chosen by hand, as `compress pick` writes them"
     )
     clamp: bool = Field(True, description="hold latents within the calibrated range, where the expressions are proved finite")
 
@@ -133,7 +136,8 @@ class ResidualSurrogate(Method):
         every = _varying(fronts)
         width = data["basis"].shape[1]
         joint, held = (Joint(data[f"{name}.mean"], data[f"{name}.covariance"], width, len(every)) for name in ("joint", "held"))
-        picked = [(k, choose(front, self.choose)) for k, front in enumerate(fronts)]
+        by_hand = self.picks.get(group.layer, {})
+        picked = [(k, choose(front, by_hand.get(k, self.choose))) for k, front in enumerate(fronts)]
         index = [every.index(place) for place in picked if place in every]
         chosen = [fronts[k].candidates[i] for k, i in (every[j] for j in index)]
         notes = [f"output {k}: {note}" for k, front in enumerate(fronts) for note in front.notes]

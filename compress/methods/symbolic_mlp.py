@@ -38,7 +38,7 @@ class SymbolicSurrogate(Method):
 
     reference = "SymTorch, section 4.1 and table 1; PCA + PySR of astroautomata/LLM_PCA"
     replaces = "mlp"
-    decided_late = frozenset({"choose"})
+    decided_late = frozenset({"choose", "picks"})
 
     latents: Latents = Field(
         Latents(), description="{inputs: principal components read, outputs: principal components written}"
@@ -48,6 +48,9 @@ class SymbolicSurrogate(Method):
     choose: Literal["held_out", "knee"] | PositiveInt = Field(
         "held_out",
         description="expression taken from each front: held_out, knee, or the most accurate of at most this complexity",
+    )
+    picks: dict[int, dict[int, PositiveInt]] = Field(
+        {}, description="layer: {output: complexity}; single expressions chosen by hand, as `compress pick` writes them"
     )
     clamp: bool = Field(True, description="hold latents within the calibrated range, where the expressions are proved finite")
 
@@ -105,7 +108,8 @@ class SymbolicSurrogate(Method):
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
         data, about = artefact.tensors, artefact.metadata
         fronts = [Front.from_json(front) for front in about["fronts"]]
-        chosen = [front.candidates[choose(front, self.choose)] for front in fronts]
+        by_hand = self.picks.get(group.layer, {})
+        chosen = [front.candidates[choose(front, by_hand.get(k, self.choose))] for k, front in enumerate(fronts)]
         trees, constants = join([(c.tree, c.constants) for c in chosen])
         (inputs, d_model), outputs = data["basis"].shape, len(trees)
         module, outer = group.modules[-1], architecture.mlp_outer
