@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compress import cli_measure
+from compress import cli_expressions, cli_measure
 from compress.console import AsJson, emit, need_checkpoint, progress_bars, quiet_transformers, show
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 recipes_app = typer.Typer(no_args_is_help=True, help="The packaged recipes.")
 app.add_typer(recipes_app, name="recipes")
 cli_measure.add_to(app)
+cli_expressions.add_to(app)
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a recipe value: steps.0.rank.keep=0.6 (repeatable).")

@@ -169,3 +169,16 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, item in value.items():
         out += _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else [(prefix + key, item)]
     return out
+
+
+def fronts_table(layer: Mapping[str, Any]) -> Table:
+    """The fronts of one layer's expressions, the chosen one of each output marked."""
+    table = Table("output", "", "complexity", "R² held out", "R²", "source", "expression", title=f"layer {layer['layer']}")
+    for output in layer["outputs"]:
+        for index, row in enumerate(output["candidates"]):
+            mark, held = "→" if index == output["chosen"] else "", row["r2_held_out"]
+            numbers = [str(row["complexity"]), "" if held is None else f"{held:.3f}", f"{row['r2_train']:.3f}"]
+            text = row["text"] if len(row["text"]) <= 120 else row["text"][:117] + "…"
+            table.add_row(str(output["output"]) if index == 0 else "", mark, *numbers, row["source"], text)
+        table.add_section()
+    return table
