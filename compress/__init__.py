@@ -11,7 +11,12 @@ from compress.autoload import install as _install
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"fit": "compress.run", "load_recipe": "compress.recipe", "from_pretrained": "compress.hf"}
+_PUBLIC = {
+    "fit": "compress.run",
+    "load_recipe": "compress.recipe",
+    "from_pretrained": "compress.hf",
+    "distill": "compress.distillation",  # not a file of its own name: importing that would hide the function
+}
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - the lazy names are real, see __getattr__
 
 _install()

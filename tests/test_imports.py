@@ -16,7 +16,7 @@ TABLE = [
     ["compress.console"],
     ["compress.tables", "compress.verify", "compress.report", "compress.page", "compress.plots"],
     ["compress.columns", "compress.cells", "compress.summary", "compress.labels"],
-    ["compress.search", "compress.sweep", "compress.distill", "compress.expressions"],
+    ["compress.search", "compress.sweep", "compress.distillation", "compress.expressions"],
     ["compress.trials"],
     ["compress.splits"],
     ["compress.run", "compress.bench", "compress.blocks"],
