@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporters.onnx_rewrites import group_queries, split_gemm, unflatten
+from exporters.onnx_rewrites import gather_rows, group_queries, split_gemm, unflatten
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FX_NODE = "pkg.torch.onnx.fx_node"
@@ -25,6 +25,7 @@ def tidy(model: ir.Model, parameters: Iterable[str], *, inline_functions: bool =
     group_queries(model)
     unflatten(model)
     split_gemm(model)
+    gather_rows(model)
     name_nodes(model)
     name_weights(model, parameters)
     common.ClearMetadataAndDocStringPass()(model)

@@ -74,9 +74,7 @@ def _minus_of(x: Any, y: Any, evaluate: bool) -> Any:
     return sympy.Add(x, _minus(y, evaluate), evaluate=evaluate)
 
 
-def _unary(  # noqa: PLR0917 - a row of the table reads best as one line
-    name: str, make: Any, onnx: str, function: Any, bounds: Rule, domain: str = "all reals"
-) -> Operation:
+def _unary(name: str, make: Any, onnx: str, function: Any, bounds: Rule, domain: str = "all reals") -> Operation:
     return Operation(name, 1, 1, make, onnx, function, bounds, domain)
 
 
