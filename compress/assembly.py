@@ -20,14 +20,25 @@ def plan_of(replacements: Sequence[Replacement]) -> Plan:
 
 
 def tensors_of(model: StreamedModel, replacements: Sequence[Replacement]) -> Iterator[tuple[str, Tensor]]:
-    """The checkpoint's tensors by stored name, sorted: originals as they are, replacements in the original's dtype."""
-    ours = {model.stored_name(name): tensor for r in replacements for name, tensor in r.tensors.items()}
+    """The checkpoint's tensors by stored name, sorted, one at a time: originals as they are, then ours."""
+    ours = {model.stored_name(name): (r, name) for r in replacements for name in r.tensors}
     dtype = storage_dtype(model)
     for name in sorted({*kept_names(model, replacements), *ours}):
         if name in ours:
-            yield name, ours[name].to(dtype) if ours[name].dtype == torch.float64 else ours[name]
+            replacement, full = ours[name]
+            yield name, _stored(replacement.tensors[full], dtype)
         else:
             yield name, model.shards.tensor(name)
+
+
+def stored_tensors(model: StreamedModel, replacement: Replacement) -> dict[str, Tensor]:
+    """A replacement's tensors in the dtype they are stored in, by full name."""
+    dtype = storage_dtype(model)
+    return {name: _stored(tensor, dtype) for name, tensor in replacement.tensors.items()}
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.dtype == torch.float64 else tensor
 
 
 def kept_names(model: StreamedModel, replacements: Sequence[Replacement]) -> list[str]:

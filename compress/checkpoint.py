@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from compress.methods.base import Artefact
 
-SHARD_BYTES = 512 * 1024**2  # small enough that writing never dominates the memory of a fit
+SHARD_BYTES = 256 * 1024**2  # small enough that writing never dominates the memory of a fit
 _TOKENIZER_FILES = (
     "tokenizer*",
     "vocab*",
@@ -192,8 +192,8 @@ def write_unit(path: Path, artefact: Artefact, fingerprint: str) -> None:
         save_file({k: v.contiguous() for k, v in sorted(artefact.tensors.items())}, temporary, metadata=metadata)
 
 
-def read_unit(path: Path, fingerprint: str) -> Artefact | None:
-    """The artefact, or None where the file is missing, damaged, or was made from something else."""
+def read_unit(path: Path, fingerprint: str, only: Container[str] | None = None) -> Artefact | None:
+    """The artefact, or None where the file is missing, damaged, or is of something else; `only` some tensors."""
     if not path.is_file():
         return None
     try:
@@ -201,9 +201,29 @@ def read_unit(path: Path, fingerprint: str) -> Artefact | None:
             metadata = handle.metadata() or {}
             if metadata.get("fingerprint") != fingerprint:
                 return None
-            return Artefact({name: handle.get_tensor(name) for name in handle.keys()}, json.loads(metadata["artefact"]))  # noqa: SIM118
+            names = [name for name in handle.keys() if only is None or name in only]  # noqa: SIM118 - not a mapping
+            return Artefact({name: handle.get_tensor(name) for name in names}, json.loads(metadata["artefact"]))
     except (SafetensorError, KeyError, json.JSONDecodeError):
         return None
+
+
+class Spilled(Mapping[str, Tensor]):
+    """Tensors of one safetensors file, read when asked for and not kept."""
+
+    def __init__(self, file: Path, tensors: Mapping[str, Tensor]) -> None:
+        self._file, self._names = file, sorted(tensors)
+        with atomic(file) as temporary:
+            save_file({name: tensors[name].contiguous() for name in self._names}, temporary)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with _open(self._file) as handle:
+            return handle.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], total_bytes: int) -> dict[str, str]:

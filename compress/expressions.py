@@ -42,7 +42,8 @@ def expressions(folder: Path, layer: int | None = None) -> list[Expressions]:
     material = run.material_of(job)
     units = job.variants["compressed"]
     found = []
-    for unit, (method, artefact) in zip(units, run.decided(job, units, material), strict=True):
+    for unit, method in zip(units, run.decided(job, units, material), strict=True):
+        artefact = run.artefact_of(job, unit, material)
         if "fronts" in artefact.metadata:
             fronts = tuple(Front.from_json(front) for front in artefact.metadata["fronts"])
             by_hand: Mapping[int, int] = getattr(method, "picks", {}).get(unit.group.layer, {})

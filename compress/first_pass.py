@@ -8,7 +8,7 @@ forward-and-backward.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,9 +60,9 @@ class FirstPass:
     def gradients(self) -> Gradients:
         return Gradients(self.work / "gradients", self.material)
 
-    def artefact(self, unit: Unit) -> Artefact | None:
-        """The unit's file, or None where it is missing, damaged or of something else."""
-        return checkpoint.read_unit(unit.file(self.work, self.material), unit.fingerprint(self.material))
+    def artefact(self, unit: Unit, only: Container[str] | None = None) -> Artefact | None:
+        """The unit's file (`only` some of its tensors), or None where it is missing, damaged or of something else."""
+        return checkpoint.read_unit(unit.file(self.work, self.material), unit.fingerprint(self.material), only)
 
     def run(self, units: Sequence[Unit], tokens: Tensor, progress: Progress) -> None:
         """Fit the units that have no valid file yet."""
@@ -173,7 +173,7 @@ class FirstPass:
 
     def _finished(self, unit: Unit) -> bool:
         """Whether the unit's file is there and valid, and with it what a second pass reads."""
-        if self.artefact(unit) is None:
+        if self.artefact(unit, only=()) is None:
             return False
         if not self.keep_gradients or all(need.statistic != "gradient" for need in self._needs(unit).values()):
             return True

@@ -6,8 +6,9 @@ continues and ends with the same bytes.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from compress import checkpoint, data
-from compress.assembly import kept_names, load_variant, plan_of, storage_dtype, tensors_of
+from compress.assembly import kept_names, load_variant, plan_of, storage_dtype, stored_tensors, tensors_of
 from compress.first_pass import BATCH_TOKENS, FirstPass, Progress
 from compress.methods.base import Artefact, Method, Preview, Replacement
 from compress.recipe import Recipe
@@ -114,9 +115,12 @@ def fit(recipe: Recipe, *, fresh: bool = False, progress: Progress = silent, wor
     tokens = tokens_of(job)
     material = material_of(job, tokens)
     first_pass(job, material).run(job.units, tokens, progress)
-    replacements = {name: replace(job, units, material) for name, units in job.variants.items()}
-    if job.second_pass:
-        replacements["compressed"] = second_pass(job, tokens, material, progress)
+    replacements = {
+        name: second_pass(job, tokens, material, progress)
+        if job.second_pass and name == "compressed"
+        else replace_on_disk(job, units, material)
+        for name, units in job.variants.items()
+    }
     report = assemble(job, replacements["compressed"], material, data.token_hash(tokens), progress)
     evaluation = evaluate(job, replacements, progress)
     finish(job, replacements["compressed"], {**report, "evaluation": evaluation})
@@ -138,25 +142,44 @@ def first_pass(job: Job, material: str) -> FirstPass:
     return FirstPass(job.model, job.work, material, job.recipe.seed, job.second_pass)
 
 
-def decided(job: Job, units: Sequence[Unit], material: str) -> list[tuple[Method, Artefact]]:
-    """Each finished unit's method, with ranks that share a budget chosen together, and its artefact."""
-    artefacts = []
-    for unit in units:
-        artefact = first_pass(job, material).artefact(unit)
-        if artefact is None:
-            raise FileNotFoundError(f"{unit.file(job.work, material)} is missing or damaged; run fit again")
-        artefacts.append(artefact)
-    return list(zip(allocated(units, artefacts), artefacts, strict=True))
+def decided(job: Job, units: Sequence[Unit], material: str) -> list[Method]:
+    """Each finished unit's method, with ranks that share a budget chosen together; reads spectra, not factors."""
+    return allocated(units, [artefact_of(job, unit, material, only=("spectrum",)) for unit in units])
+
+
+def artefact_of(job: Job, unit: Unit, material: str, only: Container[str] | None = None) -> Artefact:
+    """A finished unit's file, or `only` some of its tensors. Raises FileNotFoundError where it is missing or damaged."""
+    artefact = first_pass(job, material).artefact(unit, only)
+    if artefact is None:
+        raise FileNotFoundError(f"{unit.file(job.work, material)} is missing or damaged; run fit again")
+    return artefact
 
 
 def replace(job: Job, units: Sequence[Unit], material: str) -> list[Replacement]:
     """What each finished unit becomes; with `keep_dense_if_slower`, nothing where it would be slower."""
-    made = zip(units, decided(job, units, material), strict=True)
-    replacements = [method.replace(unit.group, artefact, job.model.architecture) for unit, (method, artefact) in made]
+    return [
+        _replacement(job, unit, method, material) for unit, method in zip(units, decided(job, units, material), strict=True)
+    ]
+
+
+def _replacement(job: Job, unit: Unit, method: Method, material: str) -> Replacement:
+    made = method.replace(unit.group, artefact_of(job, unit, material), job.model.architecture)
     if not job.recipe.keep_dense_if_slower:
-        return replacements
+        return made
     device = "cpu" if job.recipe.keep_dense_if_slower is True else job.recipe.keep_dense_if_slower
-    return judge(replacements, job.work / "speed.json", device, torch.float32 if device == "cpu" else storage_dtype(job.model))
+    dtype = torch.float32 if device == "cpu" else storage_dtype(job.model)
+    return judge([made], job.work / "speed.json", device, dtype)[0]
+
+
+def replace_on_disk(job: Job, units: Sequence[Unit], material: str) -> list[Replacement]:
+    """As `replace`, one unit in memory at a time: the tensors wait in files, in the dtype they will be stored in."""
+    out = []
+    for unit, method in zip(units, decided(job, units, material), strict=True):
+        made = _replacement(job, unit, method, material)
+        decision = checkpoint.hash_json(method.model_dump(mode="json"))[:12]
+        file = job.work / "replaced" / f"{unit.file(job.work, material).stem}.{decision}.safetensors"
+        out.append(dataclasses.replace(made, tensors=checkpoint.Spilled(file, stored_tensors(job.model, made))))
+    return out
 
 
 def second_pass(job: Job, tokens: Tensor, material: str, progress: Progress) -> list[Replacement]:
@@ -164,9 +187,7 @@ def second_pass(job: Job, tokens: Tensor, material: str, progress: Progress) -> 
     units = job.variants["compressed"]
     parts = [
         Part(unit, method, replacement)
-        for unit, (method, _), replacement in zip(
-            units, decided(job, units, material), replace(job, units, material), strict=True
-        )
+        for unit, method, replacement in zip(units, decided(job, units, material), replace(job, units, material), strict=True)
     ]
     layers = [[part for part in parts if part.unit.group.layer == index] for index in range(job.model.n_layers)]
     run = SecondPass(

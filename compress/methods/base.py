@@ -80,7 +80,7 @@ class Replacement:
     """
 
     specs: tuple[ModuleSpec, ...]
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     removed: tuple[str, ...]  # modules whose original tensors are dropped
     report: tuple[dict[str, Any], ...] = field(default_factory=tuple)  # one row per module: module, kind, rank, error …
 

@@ -25,14 +25,15 @@ from compress.methods.affine_mlp import (
     parameters_before,
 )
 from compress.methods.base import Artefact, Group, Material, Method, Need, Preview, Replacement, chain_tensors, mlp_chain
+from compress.methods.prune_channels import neurons
 from compress.methods.skip_mlp import mlp_parameters
 from compress.numerics import subspace
-from compress.numerics.expression import fold, join, to_text, tree_children
+from compress.numerics.expression import join, to_text
+from compress.numerics.features import evaluate, renumbered, varying
 from compress.numerics.front import Candidate, Front, choose
 from compress.numerics.joint_regression import Fit, Joint, extend, measured, solve
 from compress.numerics.linalg import symmetric_sqrt
-from compress.numerics.operations import LEAVES, Tree
-from compress.numerics.program import compile_program, evaluate_numpy
+from compress.numerics.program import compile_program
 from compress.numerics.regression import HELD_OUT, EngineOptions, available, regress_each
 from compress.numerics.statistics import Moments, Sample
 from compress.plan import ModuleSpec
@@ -45,11 +46,14 @@ class Latents(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: subspace.Kind = Field(
+    kind: subspace.Kind | Literal["neurons"] = Field(
         default="gradient",
-        description="pca: largest variance; regression: best linear predictors; gradient: where the MLP's gradient varies",
+        description="pca: largest variance; regression: best linear predictors; gradient: where the MLP's gradient varies; "
+        "neurons: what the MLP's own neurons read, those that the affine map misses most, each in its own closed form",
     )
-    inputs: PositiveInt = Field(default=32, description="directions of the MLP's input that the expressions read")
+    inputs: PositiveInt = Field(
+        default=32, description="directions of the MLP's input that the expressions read; of neurons, what they need"
+    )
     outputs: PositiveInt = Field(default=8, description="expressions, along the output directions that cost the loss most")
     per_output: bool = Field(default=False, description="gradient: an equal share of the directions for each output")
 
@@ -87,6 +91,8 @@ class ResidualSurrogate(Method):
 
     def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
         width, latents = d_model(group, shapes, architecture), self.latents
+        if latents.kind == "neurons":
+            return self._preview_neurons(group, shapes, architecture, width)
         sizes = {"latents.inputs": latents.inputs, "latents.outputs": latents.outputs, "affine": self.affine}
         for name, value in sizes.items():
             if value > width:
@@ -100,6 +106,18 @@ class ResidualSurrogate(Method):
         note = f"{latents.inputs} in, {latents.outputs} expressions by {self.engine.name}, affine of rank {self.affine}"
         return [Preview(group.modules[-1], (width, width), mlp_parameters(group, shapes), after, note)]
 
+    def _preview_neurons(
+        self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture, width: int
+    ) -> Sequence[Preview]:
+        d_ff = shapes[f"{architecture.module(group.layer, 'down')}.weight"][0 if architecture.conv1d else 1]
+        count, each = self.latents.outputs, 2 if {"gate", "gate_up"} & set(architecture.mlp_roles) else 1
+        for name, value, most in (("latents.outputs", count, d_ff), ("affine", self.affine, width)):
+            if value > most:
+                raise ValueError(f"{group.modules[-1]}: {name}: {value} given, at most {most} exist")
+        after = each * count * (width + 3) + (count + 1 + 2 * self.affine) * width
+        note = f"{count} of {d_ff} neurons, affine of rank {self.affine}"
+        return [Preview(group.modules[-1], (width, width), mlp_parameters(group, shapes), after, note)]
+
     def fit(self, material: Material) -> Artefact:
         moments, sample = cast(Moments, material.statistics["moments"]), cast(Sample, material.statistics["sample"])
         width, values = moments.mean.shape[0] // 2, sample.values
@@ -107,16 +125,21 @@ class ResidualSurrogate(Method):
         x, y = values[:, :width], values[:, width:]
         metric = output_metric(material)
         base = solve(Joint(moments.mean, moments.covariance, width, 0), metric, self.affine)
-        directions = _output_directions(moments, base, metric, self.latents.outputs)
-        basis = self._basis(material, moments, directions, x[:cut])
-        offset = -basis @ moments.mean[:width]
-        z = x @ basis.T + offset
-        targets = (y - base.bias - x @ base.right.T @ base.left.T) @ directions.T
-        scale = targets[:cut].std(dim=0, correction=0)
-        targets = targets / torch.where(scale > 0, scale, torch.ones_like(scale))
-        fronts = regress_each(z[:cut], targets[:cut], self.engine, material.seed, (z[cut:], targets[cut:]), clamp=self.clamp)
+        if self.latents.kind == "neurons":
+            basis, offset, fronts = neurons(material, x, metric, self.latents.outputs)
+            z = x @ basis.T + offset
+        else:
+            directions = _output_directions(moments, base, metric, self.latents.outputs)
+            basis = self._basis(material, moments, directions, x[:cut])
+            offset = -basis @ moments.mean[:width]
+            z = x @ basis.T + offset
+            targets = (y - base.bias - x @ base.right.T @ base.left.T) @ directions.T
+            scale = targets[:cut].std(dim=0, correction=0)
+            targets = targets / torch.where(scale > 0, scale, torch.ones_like(scale))
+            held = (z[cut:], targets[cut:])
+            fronts = regress_each(z[:cut], targets[:cut], self.engine, material.seed, held, clamp=self.clamp)
         low, high = z[:cut].amin(dim=0), z[:cut].amax(dim=0)
-        features = _evaluate([fronts[k].candidates[i] for k, i in _varying(fronts)], z.clamp(low, high) if self.clamp else z)
+        features = evaluate([fronts[k].candidates[i] for k, i in varying(fronts)], z.clamp(low, high) if self.clamp else z)
         joint, held = extend(moments, x, y, features), measured(x[cut:], y[cut:], features[cut:])
         tensors = {
             "basis": basis,
@@ -133,11 +156,11 @@ class ResidualSurrogate(Method):
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
         data, about = artefact.tensors, artefact.metadata
         fronts = [Front.from_json(front) for front in about["fronts"]]
-        every = _varying(fronts)
+        every = varying(fronts)
         width = data["basis"].shape[1]
         joint, held = (Joint(data[f"{name}.mean"], data[f"{name}.covariance"], width, len(every)) for name in ("joint", "held"))
         by_hand = self.picks.get(group.layer, {})
-        picked = [(k, choose(front, by_hand.get(k, self.choose))) for k, front in enumerate(fronts)]
+        picked = [(k, choose(front, by_hand[k] if k in by_hand else self.choose)) for k, front in enumerate(fronts)]
         index = [every.index(place) for place in picked if place in every]
         chosen = [fronts[k].candidates[i] for k, i in (every[j] for j in index)]
         notes = [f"output {k}: {note}" for k, front in enumerate(fronts) for note in front.notes]
@@ -169,9 +192,7 @@ class ResidualSurrogate(Method):
     ) -> Replacement:
         """The Plan's part: latents that no chosen expression reads are left out."""
         trees, constants = join([(c.tree, c.constants) for c in chosen])
-        read = sorted({i for tree in trees for i in fold(tree, tree_children, _variables)})
-        place = {old: new for new, old in enumerate(read)}
-        trees = [fold(tree, tree_children, lambda node, args: _renamed(node, args, place)) for tree in trees]
+        trees, read = renumbered(trees)
         width, module, outer = len(fit.bias), group.modules[-1], architecture.mlp_outer
         operations = len(compile_program(trees, len(read), len(constants)).instructions)
         cost = surrogate_multiply_adds(width, len(read), len(chosen), self.affine, operations)
@@ -259,28 +280,3 @@ def _jacobians(call: Callable[[Tensor], Tensor], x: Tensor, directions: Tensor) 
         latents = call(inputs).double() @ directions.T
         parts = [torch.autograd.grad(latents[:, k].sum(), inputs, retain_graph=True)[0] for k in range(len(directions))]
     return torch.stack(parts, dim=1).to(torch.float64)
-
-
-def _varying(fronts: Sequence[Front]) -> list[tuple[int, int]]:
-    """(output, candidate) of all candidates that read an input: the features whose joint moments are kept."""
-    every = [(k, i, c.tree) for k, front in enumerate(fronts) for i, c in enumerate(front.candidates)]
-    return [(k, i) for k, i, tree in every if fold(tree, tree_children, _variables)]
-
-
-def _evaluate(candidates: Sequence[Candidate], z: Tensor) -> Tensor:
-    """Values of the candidates at z (n, inputs) → (n, len(candidates)), float64; one at a time, registers are whole columns."""
-    columns = [z.new_zeros(len(z), 0)]
-    for candidate in candidates:
-        program = compile_program([candidate.tree], z.shape[1], len(candidate.constants))
-        columns.append(torch.from_numpy(evaluate_numpy(program, z.numpy(), candidate.constants)))
-    return torch.cat(columns, dim=1)
-
-
-def _variables(node: Tree, args: list[frozenset[int]]) -> frozenset[int]:
-    return frozenset([node[1]]) if node[0] == "var" else frozenset().union(*args)
-
-
-def _renamed(node: Tree, args: list[Tree], place: Mapping[int, int]) -> Tree:
-    if node[0] == "var":
-        return ["var", place[node[1]]]
-    return node if node[0] in LEAVES else [node[0], *args]

@@ -109,7 +109,9 @@ class SymbolicSurrogate(Method):
         data, about = artefact.tensors, artefact.metadata
         fronts = [Front.from_json(front) for front in about["fronts"]]
         by_hand = self.picks.get(group.layer, {})
-        chosen = [front.candidates[choose(front, by_hand.get(k, self.choose))] for k, front in enumerate(fronts)]
+        chosen = [
+            front.candidates[choose(front, by_hand[k] if k in by_hand else self.choose)] for k, front in enumerate(fronts)
+        ]
         trees, constants = join([(c.tree, c.constants) for c in chosen])
         (inputs, d_model), outputs = data["basis"].shape, len(trees)
         module, outer = group.modules[-1], architecture.mlp_outer
