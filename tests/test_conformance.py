@@ -84,6 +84,7 @@ def test_error_is_monotone_in_rank(folders, tmp_path, method, model_type):
             "affine": 2,
             "samples": 500,
         },
+        {"method": "residual_mlp", "layers": [0], "latents": {"kind": "neurons", "outputs": 5}, "affine": 2, "samples": 500},
     ],
     ids=lambda s: "-".join(str(v) for v in s.values() if isinstance(v, str)),
 )

@@ -24,7 +24,8 @@ from compress.data import resolve_model
 from compress.recipe import parse_recipe
 
 LAYERS = [1, 3, 4]
-SIZES = ((32, 8, 16), (32, 32, 16), (64, 64, 16))  # inputs, outputs, affine rank of ours
+SIZES = (("gradient", 32, 8), ("neurons", 32, 16), ("gradient", 32, 32), ("neurons", 64, 32))  # latents of ours
+AFFINE = 16  # rank of its affine map
 PUBLISHED = {"inputs": 32, "outputs": 8}
 
 
@@ -89,10 +90,10 @@ def fill(table: Table, operon: int, sizes: int) -> None:
     table.fit("PCA only I32/O8", {"method": "mlp_bottleneck", **PUBLISHED})
     if operon:
         table.fit("published I32/O8 operon", {**sparse, "engine": {"name": "operon", "evaluations": operon}})
-    for position, (inputs, outputs, affine) in enumerate(SIZES[:sizes]):
-        latents = {"inputs": inputs, "outputs": outputs}
-        ours = {"method": "residual_mlp", "latents": latents, "affine": affine, "samples": 16384}
-        name = f"I{inputs}/O{outputs}"
+    for position, (kind, inputs, outputs) in enumerate(SIZES[:sizes]):
+        latents = {"kind": kind, "inputs": inputs, "outputs": outputs}
+        ours = {"method": "residual_mlp", "latents": latents, "affine": AFFINE, "samples": 16384}
+        name = f"{kind} I{inputs}/O{outputs}"
         equal = [row["equal_cost"] for row in table.fit(f"ours {name}", ours)]
         rank, channels = (max(cost[key] for cost in equal) for key in ("rank", "channels"))
         controls = {
@@ -101,7 +102,7 @@ def fill(table: Table, operon: int, sizes: int) -> None:
         }
         for control, step in controls.items():
             table.fit(f"{control}, cost of {name}", step)
-        if position == 0 and table.refine:
+        if position < 2 and table.refine:
             for label, step in {f"ours {name}": ours, **{f"{c}, cost of {name}": s for c, s in controls.items()}}.items():
                 table.fit(f"{label}, refined", step, refine=True)
 

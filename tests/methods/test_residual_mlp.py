@@ -100,7 +100,7 @@ def weighted(error: Tensor, metric: Tensor) -> float:
 def test_on_calibration_data_it_is_never_worse_than_the_affine_map(call, kind, affine):
     latents = {"kind": kind, "inputs": 6, "outputs": 3}
     method, artefact = fitted(call, latents=latents, affine=affine)
-    control = AffineMLP(rank=affine)
+    control = AffineMLP(rank=affine, importance="fisher")
     alone = control.replace(GROUP, control.fit(material(call, control)), architecture("llama"))
     x, y = rows(call)
     metric = artefact.tensors["metric"]
@@ -133,7 +133,7 @@ def test_the_gradient_finds_what_variance_does_not():
 def test_without_expressions_it_is_exactly_the_affine_control():
     method, artefact = fitted(Rough(), choose=1)
     ours = method.replace(GROUP, artefact, architecture("llama"))
-    control = AffineMLP(rank=3)
+    control = AffineMLP(rank=3, importance="fisher")
     alone = control.replace(GROUP, control.fit(material(Rough(), control)), architecture("llama"))
     assert [s.kind for s in ours.specs] == ["affine_mlp"]
     assert ours.specs == alone.specs
@@ -156,7 +156,7 @@ def test_an_affine_mlp_needs_no_expression():
 def test_affine_map_is_the_weighted_optimum():
     call = Rough()
     x, y = rows(call)
-    method = AffineMLP(rank=3)
+    method = AffineMLP(rank=3, importance="fisher")
     artefact = method.fit(material(call, method))
     found = predicted(method.replace(GROUP, artefact, architecture("llama")), x)
     # Oracle: whiten both sides in numpy, truncate the SVD of the full least-squares map.
@@ -210,3 +210,48 @@ def test_impossible_options_are_named_before_a_weight_is_read(change, message):
         ResidualSurrogate(**OPTIONS | change).preview(GROUP, SHAPES, architecture("llama"))
     with pytest.raises(ValueError, match="rank: 13 given, at most d_model = 12"):
         AffineMLP(rank=13, importance="none").preview(GROUP, SHAPES, architecture("llama"))
+
+
+class Gated(nn.Module):
+    """A real gated MLP, float64 weights, with one activation."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.act_fn = activation
+
+    def weights(self) -> dict[str, Tensor]:
+        shapes = {"gate": (20, D), "up": (20, D), "down": (D, 20)}
+        return {f"model.layers.1.mlp.{n}_proj.weight": random(*s, seed=k) / 4 for k, (n, s) in enumerate(shapes.items())}
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up, down = self.weights().values()
+        return (self.act_fn(x.double() @ gate.T) * (x.double() @ up.T)) @ down.T
+
+
+ACTIVATIONS = [nn.SiLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.ReLU(), nn.Tanh()]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_all_neurons_are_the_mlp_and_fewer_are_better_with_the_affine_map_than_it_alone(activation):
+    call, errors = Gated(activation), {}
+    for count in (20, 10):
+        method = ResidualSurrogate.model_validate(
+            {"latents": {"kind": "neurons", "outputs": count}, "affine": 3, "clamp": False}
+        )
+        given = material(call, method)
+        given = Material(GROUP, given.architecture, call.weights(), given.statistics, given.layer, 7)
+        replacement = method.replace(GROUP, method.fit(given), architecture("llama"))
+        x, y = rows(call, 200, seed=8)
+        errors[count] = float((predicted(replacement, x) - y).norm() / (y - y.mean(0)).norm())
+        (row,) = replacement.report
+        assert row["rank"] == [2 * count, count, 3]
+        assert row["error"] < row["affine_error"]
+    assert errors[20] < 1e-4 < errors[10] < 1
+
+
+def test_an_activation_without_a_closed_form_is_named():
+    method = ResidualSurrogate.model_validate({"latents": {"kind": "neurons", "outputs": 2}, "affine": 3})
+    with pytest.raises(
+        ValueError, match=r"knows the activations silu, gelu.*this MLP has \['Softshrink'\]; use kind: gradient"
+    ):
+        method.fit(material(Gated(nn.Softshrink()), method))
