@@ -7,6 +7,7 @@ import yaml
 from recipes_for_tests import tiny_folder, tiny_recipe
 
 from compress import run, sweep
+from compress.recipe import Recipe
 from compress.streaming import Hidden, StreamedModel
 
 STEP = {"method": "feature_space", "rank": {"keep": 0.5}}
@@ -121,7 +122,7 @@ def test_lists_are_found(rank, expected):
     ],
 )
 def test_settings_that_make_no_sweep(source, tmp_path, settings, message):
-    keys = "model, calibration, steps, propagate_error, refine, evaluation, output, seed"
+    keys = ", ".join(Recipe.model_fields)
     with pytest.raises(ValueError) as error:
         sweep.sweep(recipe_data(source, tmp_path), settings)
     assert str(error.value) == message.format(keys=keys)
