@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
 from rich.table import Table
 
@@ -118,27 +118,50 @@ def markdown(results: Entry, pictures: Sequence[tuple[str, Path]] = ()) -> str:
 
 def render_table(results: Entry) -> RenderableType:
     """The tables for the console, without the details that the report has, and what could not be measured."""
-    parts: list[RenderableType] = [_rich_table(block) for block in tables(results) if not block.is_detail]
+    parts: list[RenderableType] = [ConsoleTable(block) for block in tables(results) if not block.is_detail]
+    parts = [part for table in parts for part in (table, "")]
     parts += [f"not measured: {s['runtime']} on {s['device']}: {s['reason']}" for s in results["skipped"]]
     return Group(*parts)
 
 
-def _rich_table(block: Block) -> Table:
-    table = Table(title=block.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    columns = [column for column in block.columns if not column.is_detail]
-    rows = [[text.replace("no difference", "none") for text in texts] for texts in cells(block, with_details=False)]
-    for position, column in enumerate(columns):
-        is_text = column.is_name or column.is_group
-        words = " ".join([column.header, *(texts[position] for texts in rows)]).split(" ")
-        least = max(map(len, words))  # cells break between words only
-        table.add_column(
-            column.header, justify="left" if is_text else "right", no_wrap=is_text, overflow="fold", min_width=least
-        )
-    for position, texts in enumerate(rows):
-        if position and columns[0].is_group and texts[0]:
-            table.add_section()
-        table.add_row(*map(escape, texts))
-    return table
+@dataclass(frozen=True)
+class ConsoleTable:
+    """A table that, where it must, breaks cells between words only, the longest first."""
+
+    block: Block
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(title=self.block.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
+        table.pad_edge = False
+        columns = [column for column in self.block.columns if not column.is_detail]
+        rows = [[text.replace("no difference", "none") for text in texts] for texts in cells(self.block, with_details=False)]
+        texts_of = [[column.header, *(texts[i] for texts in rows)] for i, column in enumerate(columns)]
+        widths = column_widths(texts_of, options.max_width - 3 * (len(columns) - 1))
+        for column, width in zip(columns, widths, strict=True):
+            is_text = column.is_name or column.is_group
+            table.add_column(column.header, justify="left" if is_text else "right", overflow="fold", width=width)
+        for position, texts in enumerate(rows):
+            if position and columns[0].is_group and texts[0]:
+                table.add_section()
+            table.add_row(*map(escape, texts))
+        yield table
+
+
+def column_widths(texts: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Widths of columns, given the cells of each, that sum to at most `room` if breaking between words allows it.
+
+    >>> column_widths([["a header", "1"], ["12345"]], room=11)
+    [6, 5]
+    """
+    widths = [max(map(len, column)) for column in texts]
+    least = [max(len(word) for cell in column for word in cell.split(" ")) for column in texts]
+    while sum(widths) > room:
+        slack = [width - fewest for width, fewest in zip(widths, least, strict=True)]
+        widest = max(range(len(widths)), key=lambda i: (slack[i] > 0, widths[i]))
+        if slack[widest] <= 0:
+            break
+        widths[widest] -= 1
+    return widths
 
 
 def _markdown_table(block: Block) -> list[str]:

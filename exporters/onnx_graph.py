@@ -24,6 +24,7 @@ from compress.data import resolve_model
 from compress.hf import from_pretrained
 from exporters import onnx_parity, onnx_passes
 from exporters.genai import genai_config
+from exporters.onnx_pivots import fold_small_pivots
 from exporters.onnx_quantize import QUANTIZATIONS, Quantization, quantize_graph, quantized_file
 from exporters.onnx_runtime import CPU, MODEL_FILE, available_providers
 from exporters.onnx_surrogates import attach, surrogates_as_functions
@@ -35,6 +36,7 @@ Progress = Callable[[str, int], Callable[[], None]]  # (description, total) → 
 EXPORT_VERSION = 1
 # Larger weights go to model.onnx.data, which onnxruntime maps instead of parsing. (A protobuf cannot exceed 2 GiB at all.)
 EXTERNAL_ABOVE = 256 * 1024**2
+_UNFOLDED = "unfolded.onnx"  # what quantizers read: they want weights, not products of weights
 _STAGES = ("load", "trace", "write", "check", "compare", "quantize")
 _VERSIONS = ("compress", "torch", "transformers", "onnx", "onnxruntime", "onnxscript")
 
@@ -82,6 +84,9 @@ def export_onnx(
         attach(graph, programs)
         onnx_passes.tidy(graph, _parameters(model), inline_functions=inline_functions)
         with clock("write"):
+            if quantize:
+                _save(graph, stage / _UNFOLDED)
+            folded = fold_small_pivots(graph)
             _save(graph, stage / MODEL_FILE)
             _write_configs(source, stage)
             file = quantized_file(quantize) if quantize else MODEL_FILE
@@ -95,6 +100,7 @@ def export_onnx(
             "opset": graph.opset_imports[""],
             "nodes": len(graph.graph),
             "functions": [name for _, name, _ in graph.functions],
+            "folded_at_load": folded,
         }
         with clock("compare"):
             given = _reference(model, source) if verify or quantize else None
@@ -103,7 +109,9 @@ def export_onnx(
                 report["parity"] = _judged(given, stage, dtype, report["tolerance"])
         with clock("quantize"):
             if quantize and given:
-                report["quantized"] = quantize_graph(stage, quantize, given)
+                report["quantized"] = quantize_graph(stage, quantize, given, source=_UNFOLDED)
+                for path in stage.glob(f"{_UNFOLDED}*"):
+                    path.unlink()
         report |= {
             "bytes": {path.name: path.stat().st_size for path in sorted(stage.glob("*.onnx*"))},
             "seconds": clock.seconds,

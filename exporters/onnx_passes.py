@@ -10,7 +10,8 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporters.onnx_rewrites import gather_rows, group_queries, split_gemm, unflatten
+from exporters.onnx_pivots import gather_rows
+from exporters.onnx_rewrites import group_queries, split_gemm, unflatten
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FX_NODE = "pkg.torch.onnx.fx_node"

@@ -23,15 +23,18 @@ def quantized_file(quantization: Quantization) -> str:
     return f"model_{quantization}.onnx"
 
 
-def quantize_graph(folder: Path, quantization: Quantization, given: onnx_parity.Reference) -> dict[str, Any]:
+def quantize_graph(
+    folder: Path, quantization: Quantization, given: onnx_parity.Reference, *, source: str = MODEL_FILE
+) -> dict[str, Any]:
     """Write `folder`/model_int8.onnx or model_int4.onnx; return how far its logits are from torch's, what stays float.
 
     int8: per output channel, activations quantized as they come (dynamic). int4: blocks of 32, weights only (MatMulNBits).
+    `source` is the float graph in which weights are still weights (`onnx_pivots.fold_small_pivots` makes products of them).
     A tied head stays float: it is the embedding, which is looked up and so kept in any case.
     """
     target = folder / quantized_file(quantization)
     with _quiet("root", "onnxruntime.quantization.matmul_nbits_quantizer"):
-        (_int8 if quantization == "int8" else _int4)(folder / MODEL_FILE, target)
+        (_int8 if quantization == "int8" else _int4)(folder / source, target)
     graph = onnx.load(target, load_external_data=False).graph
     return {
         "kind": quantization,

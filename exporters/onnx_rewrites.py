@@ -51,28 +51,6 @@ def unflatten(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
 
 
-def gather_rows(model: ir.Model) -> None:
-    """Reorder features as rows of tokens: onnxruntime's Gather along the last axis copies number by number, ten times slower.
-
-    (B, T, d) → transpose (d, B, T) → gather → transpose back: what the output order of a pivoted linear costs in a long prefill
-    falls from three times its products to a quarter of them.
-    """
-    for gather in list(model.graph):
-        if gather.op_type != "Gather" or gather.inputs[0] is None or gather.inputs[1] is None:
-            continue
-        x, order = gather.inputs[:2]
-        rank = None if x.shape is None else len(x.shape)
-        last = gather.attributes.get_int("axis", 0) in (-1, 2)
-        if rank != 3 or not last or order.const_value is None or len(order.const_value.shape) != 1:
-            continue
-        kept = gather.metadata_props
-        rows = ir.node("Transpose", [x], {"perm": [2, 0, 1]}, metadata_props=kept)
-        chosen = ir.node("Gather", [rows.outputs[0], order], {"axis": 0}, metadata_props=kept)
-        back = ir.node("Transpose", [chosen.outputs[0]], {"perm": [1, 2, 0]}, metadata_props=kept)
-        old = gather.outputs[0]
-        ir.convenience.replace_nodes_and_values(model.graph, gather, [gather], [rows, chosen, back], [old], [back.outputs[0]])
-
-
 def split_gemm(model: ir.Model) -> None:
     """A linear of rank-2 tokens, Gemm by a transposed weight, as MatMul and Add: quantizers mistake the shape of such a weight.
 

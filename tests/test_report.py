@@ -162,14 +162,15 @@ def test_a_benchmark_without_cold_starts_or_compressed_models_is_reported(tmp_pa
     assert "none of them is compressed" in done["markdown"].read_text()
 
 
-def test_the_console_fits_eighty_columns():
+@pytest.mark.parametrize("prefix", ["", "my-small-model "], ids=["one checkpoint", "several"])
+def test_the_console_fits_eighty_columns_and_breaks_no_number(prefix):
     results = made_results()
-    results["models"][2]["label"] = "compressed"
-    for row in results["rows"]:
-        row["label"] = row["kind"]
+    for entry in (*results["models"], *results["rows"]):
+        entry["label"] = entry["kind"] if entry["kind"] == "baseline" else prefix + entry["kind"]
     lines = _printed(results, width=80).splitlines()
     assert max(map(len, lines)) <= 80
     assert sum("[1.30–1.50]" in line for line in lines) == 2
+    assert sum(line.count("[0.97–1.04]") for line in lines) == 4
 
 
 @pytest.mark.parametrize(

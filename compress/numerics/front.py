@@ -72,7 +72,7 @@ def pareto(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     return tuple(kept)
 
 
-def choose(front: Front, rule: Rule = "held_out") -> int:
+def choose(front: Front, rule: Rule | str = "held_out") -> int:
     """Index of the candidate that a rule picks.
 
     held_out: the simplest within 1 % of the best held-out loss. knee: farthest below the chord of the front, complexity and
