@@ -30,7 +30,7 @@ from compress.methods.skip_mlp import mlp_parameters
 from compress.numerics import subspace
 from compress.numerics.expression import join, to_text
 from compress.numerics.features import evaluate, renumbered, varying
-from compress.numerics.front import Candidate, Front, choose
+from compress.numerics.front import Candidate, Front, Rule, choose
 from compress.numerics.joint_regression import Fit, Joint, extend, measured, solve
 from compress.numerics.linalg import symmetric_sqrt
 from compress.numerics.program import compile_program
@@ -159,8 +159,8 @@ class ResidualSurrogate(Method):
         every = varying(fronts)
         width = data["basis"].shape[1]
         joint, held = (Joint(data[f"{name}.mean"], data[f"{name}.covariance"], width, len(every)) for name in ("joint", "held"))
-        by_hand = self.picks.get(group.layer, {})
-        picked = [(k, choose(front, by_hand[k] if k in by_hand else self.choose)) for k, front in enumerate(fronts)]
+        by_hand: dict[int, Rule] = {**self.picks.get(group.layer, {})}
+        picked = [(k, choose(front, by_hand.get(k, self.choose))) for k, front in enumerate(fronts)]
         index = [every.index(place) for place in picked if place in every]
         chosen = [fronts[k].candidates[i] for k, i in (every[j] for j in index)]
         notes = [f"output {k}: {note}" for k, front in enumerate(fronts) for note in front.notes]

@@ -15,7 +15,7 @@ from compress.methods.base import Artefact, Group, Material, Method, Need, Previ
 from compress.methods.mlp_bottleneck import principal_components
 from compress.methods.skip_mlp import mlp_parameters
 from compress.numerics.expression import join, to_text
-from compress.numerics.front import Front, choose
+from compress.numerics.front import Front, Rule, choose
 from compress.numerics.program import compile_program
 from compress.numerics.regression import HELD_OUT, EngineOptions, available, regress_each
 from compress.numerics.statistics import Moments, Sample
@@ -108,10 +108,8 @@ class SymbolicSurrogate(Method):
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
         data, about = artefact.tensors, artefact.metadata
         fronts = [Front.from_json(front) for front in about["fronts"]]
-        by_hand = self.picks.get(group.layer, {})
-        chosen = [
-            front.candidates[choose(front, by_hand[k] if k in by_hand else self.choose)] for k, front in enumerate(fronts)
-        ]
+        by_hand: dict[int, Rule] = {**self.picks.get(group.layer, {})}
+        chosen = [front.candidates[choose(front, by_hand.get(k, self.choose))] for k, front in enumerate(fronts)]
         trees, constants = join([(c.tree, c.constants) for c in chosen])
         (inputs, d_model), outputs = data["basis"].shape, len(trees)
         module, outer = group.modules[-1], architecture.mlp_outer
