@@ -103,7 +103,7 @@ def layer_errors(rows: Sequence[Mapping[str, Any]], path: Path, theme: Theme = L
 
     Raises ValueError where no row has an error.
     """
-    placed = [(*_place(row), float(row["relative_error"])) for row in rows if row.get("relative_error") is not None]
+    placed = [(*_place(row), error) for row in rows if (error := module_error(row)) is not None]
     if not placed:
         raise ValueError("no module of the report has a relative_error; fit a method that approximates")
     layers = sorted({layer for layer, _, _ in placed})
@@ -214,6 +214,14 @@ def _point(row: Mapping[str, Any], settings: Mapping[str, Any], text: str, measu
     if measure == "prefill":
         return found["perplexity"], row["prefill"]["tokens_per_s"], row
     return found["perplexity"], main_decode(settings, row)["tokens_per_s"], row
+
+
+def module_error(row: Mapping[str, Any]) -> float | None:
+    """‖y − ŷ‖ / ‖y‖ of a report's row: its relative_error, or what its explained_variance amounts to; None without either."""
+    if row.get("relative_error") is not None:
+        return float(row["relative_error"])
+    explained = row.get("explained_variance")
+    return None if explained is None else math.sqrt(max(0.0, 1 - explained))
 
 
 def _place(row: Mapping[str, Any]) -> tuple[int, str]:

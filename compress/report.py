@@ -17,7 +17,7 @@ from rich.table import Table
 from compress.checkpoint import write_text
 from compress.columns import Block, Entry, cells, tables, text_names
 from compress.page import Picture, page
-from compress.plots import THEMES, Theme, layer_errors, throughput_against_perplexity
+from compress.plots import THEMES, Theme, layer_errors, module_error, throughput_against_perplexity
 from compress.summary import compared, measured_how, summary, title
 
 FORMAT = 1
@@ -82,7 +82,7 @@ def draw(results: Entry, folder: Path) -> list[Drawn]:
         caption += f", against perplexity on “{text}”: up and to the left is better."  # noqa: PLW2901
         both(measure, "Speed against quality", caption, partial(_throughput, results, text, measure))
     for model in results["models"]:
-        if any(row.get("relative_error") is not None for row in model["modules"]):
+        if any(module_error(row) is not None for row in model["modules"]):
             name = "errors-" + "".join(c if c.isalnum() else "-" for c in model["label"])
             caption = (
                 f"{model['label']}: relative error of each replaced module on the calibration text, as its fit reported it."

@@ -12,7 +12,7 @@ from PIL import Image
 from results_for_tests import made_results
 
 from compress.labels import place_labels
-from compress.plots import DARK, LIGHT, curve, layer_errors, pareto, sweep_heatmap, throughput_against_perplexity
+from compress.plots import DARK, LIGHT, curve, layer_errors, module_error, pareto, sweep_heatmap, throughput_against_perplexity
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=12))
@@ -87,6 +87,13 @@ def test_nothing_to_draw_is_an_error(draw, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         draw(tmp_path / "plot.png")
     assert not (tmp_path / "plot.png").exists()
+
+
+def test_an_error_is_the_root_of_what_is_not_explained():
+    assert module_error({"relative_error": 0.3, "explained_variance": 0.5}) == 0.3
+    assert module_error({"explained_variance": 0.75}) == 0.5
+    assert module_error({"explained_variance": -0.44}) == pytest.approx(1.2)
+    assert module_error({"rank": 3}) is None
 
 
 def test_a_heat_maps_paler_cells_are_the_smaller_ones(tmp_path):
