@@ -109,7 +109,7 @@ def layer_errors(rows: Sequence[Mapping[str, Any]], path: Path, theme: Theme = L
     layers = sorted({layer for layer, _, _ in placed})
     roles = list(dict.fromkeys(role for _, role, _ in placed))
     figure, axes = _figure(min(16.0, max(6.0, 1.6 + 0.16 * len(layers) * (len(roles) + 1))), 3.8, theme)
-    width = 0.82 / len(roles)
+    width = min(0.82 / len(roles), 0.3)
     for position, role in enumerate(roles):
         heights = {layer: error for layer, other, error in placed if other == role}
         offset = (position - (len(roles) - 1) / 2) * width
