@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
+    parser.add_argument("--roles", default="all", help="such as [v, down]: fewer linears take less time; down is the largest")
     parser.add_argument("--child")
     options = parser.parse_args()
     if options.child:
@@ -91,7 +92,7 @@ def main() -> None:
         recipe.write_text(
             f"model: {folder}/model\n"
             f"calibration: {{text: novella, sequences: {options.sequences}, length: {options.length}}}\n"
-            "steps: [{method: feature_space, rank: {keep: 0.8}}]\n"
+            f"steps: [{{method: feature_space, targets: {{roles: {options.roles}}}, rank: {{keep: 0.8}}}}]\n"
             f"output: {folder}/out\n"
         )
         print(f"{total / 1e9:.3f} B parameters, {options.sequences} × {options.length} calibration tokens", flush=True)
