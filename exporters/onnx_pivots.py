@@ -55,6 +55,8 @@ def fold_small_pivots(model: ir.Model, below: int = FOLD_BELOW) -> int:
         d_in, d_out = _length(basis), _length(order)
         if d_in is None or d_out is None or _length(weight) is None or d_in * d_out >= below:
             continue
+        if len(inner.outputs[0].uses()) > 2:  # a basis that others share is multiplied once for all of them
+            continue
         product = ir.node("MatMul", [basis, weight], name=outer.name)
         columns = ir.node("Concat", [basis, product.outputs[0]], {"axis": 1}, name=joined.name)
         dense = ir.node("Gather", [columns.outputs[0], order], {"axis": 1}, name=gather.name)

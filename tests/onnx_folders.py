@@ -27,15 +27,14 @@ class Case:
     config: dict[str, Any] = field(default_factory=dict)
 
 
-# Between them: grouped queries, biases, tied and untied heads, Conv1D, positions from the mask, every linear kind, both opsets.
+# Between them: grouped queries, biases, tied and untied heads, Conv1D, every linear kind, two opsets, half precision.
 CASES = {
     "llama": Case("llama", ("low_rank_linear", "symbolic_mlp")),
     "qwen2": Case("qwen2", ("pivoted_linear", "mean_mlp"), {"opset": 20}),
     "gpt2": Case("gpt2", ("dense_linear", "affine_mlp"), config={"tie_word_embeddings": False}),
     "opt": Case("opt", ("low_rank_linear", "symbolic_mlp"), config={"tie_word_embeddings": False}),
-    "shared": Case("llama", ("shared_pivoted",)),
+    "shared": Case("llama", ("shared_pivoted", "symbolic_mlp"), {"dtype": "float16"}),
     "across": Case("qwen3", ("shared_across", "dense_linear")),  # whose biases are in the weights
-    "half": Case("qwen2", ("symbolic_mlp",), {"dtype": "float16"}, {"tie_word_embeddings": False}),
 }
 FLOAT32 = tuple(name for name, case in CASES.items() if case.options.get("dtype") is None)
 
