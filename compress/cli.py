@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,8 @@ _USAGE: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ 
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line per mistake on stderr and exit code 2."""
+    """Entry point: a user's mistake is one line per mistake on stderr and exit code 2, a warning is one line too."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         code = app(standalone_mode=False)  # the code of an Exit, 130 for an interruption, or what the command returns
         if code == 130:

@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from compress import checkpoint
+from compress.memory import release_freed
 from compress.methods.base import Artefact, Material, Need
 from compress.numerics.statistics import Moments, Statistic
 from compress.streaming import Boundaries, Hidden, StreamedModel
@@ -137,6 +138,7 @@ class FirstPass:
     ) -> None:
         """Take what this layer gave; fit the units that now have everything."""
         collector.close()
+        release_freed()
         prefix = self.model.architecture.layer(index) + "."
         for unit in units:
             needs = self._needs(unit)
@@ -163,6 +165,8 @@ class FirstPass:
             file = unit.file(self.work, self.material)
             checkpoint.write_json(file.with_suffix(".json"), {"seconds": round(seconds, 3)})
             checkpoint.write_unit(file, artefact, unit.fingerprint(self.material))
+            del artefact
+            release_freed()
             tick()
 
     def _needs(self, unit: Unit) -> dict[str, Need]:

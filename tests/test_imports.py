@@ -31,7 +31,7 @@ TABLE = [
     ["compress.streaming", "compress.taps"],
     ["compress.evaluate", "compress.tasks"],
     ["compress.recipe"],
-    ["compress.checkpoint"],
+    ["compress.checkpoint", "compress.memory"],
     ["compress.methods"],
     ["compress.hf"],
     ["compress.data", "compress.novella"],

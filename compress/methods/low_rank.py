@@ -88,8 +88,9 @@ class LowRankMethod(Method):
         each = [material.linear(module) for module in material.group.modules]
         weight = torch.cat([w for w, _ in each])
         d_out, d_in = weight.shape
-        metric, note = self._enough(self.input_metric(material), material, d_in)
-        result = factorize(self.target(weight), metric, self.output_metric(material))
+        metric = self.input_metric(material)
+        damping, note = (0.0, {}) if metric is None else _damping(material, d_in)
+        result = factorize(self.target(weight), metric, self.output_metric(material), damping)
         most = result.max_rank if self.form == "pivoted" else min(result.max_rank, math.floor(break_even(d_out, d_in)))
         left, right = result.truncate(most)
         tensors = {"left": left.float().contiguous(), "right": right.float().contiguous(), "spectrum": result.spectrum}
@@ -102,15 +103,6 @@ class LowRankMethod(Method):
             tensors["latent_mean"] = right @ mean
             biased = [True] * len(each)
         return Artefact(tensors, {"shape": [d_out, d_in], "rows": [len(w) for w, _ in each], "biased": biased, **note})
-
-    def _enough(self, metric: Tensor | None, material: Material, d_in: int) -> tuple[Tensor | None, dict[str, str]]:
-        """The metric, damped and with a note for the report where fewer tokens than inputs made it."""
-        if metric is None or (count := merged_inputs(material).count) >= d_in:
-            return metric, {}
-        note = f"{count} calibration tokens for {d_in} inputs: the covariance is singular and was damped; calibrate on more"
-        warnings.warn(f"{material.group.modules[0]}: {note}", stacklevel=2)
-        metric.diagonal().add_(FEW_TOKENS_DAMPING * float(metric.diagonal().mean()))  # the metric is a copy of ours
-        return metric, {"note": note}
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
         d_out, d_in = artefact.metadata["shape"]
@@ -136,6 +128,15 @@ class LowRankMethod(Method):
             **{key: artefact.metadata[key] for key in ("note",) if key in artefact.metadata},
         }
         return Replacement(tuple(specs), tensors, group.modules, (row,))
+
+
+def _damping(material: Material, d_in: int) -> tuple[float, dict[str, str]]:
+    """What is added to the input metric, and a note for the report, where fewer tokens than inputs made it."""
+    if (count := merged_inputs(material).count) >= d_in:
+        return 0.0, {}
+    note = f"{count} calibration tokens for {d_in} inputs: the covariance is singular and was damped; calibrate on more"
+    warnings.warn(note, stacklevel=2)  # without the module's name: said once for each size; the report names the modules
+    return FEW_TOKENS_DAMPING, {"note": note}
 
 
 @dataclass(frozen=True)

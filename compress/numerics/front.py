@@ -93,6 +93,8 @@ def choose(front: Front, rule: Rule | str = "held_out") -> int:
             for c in candidates
         ]
         return max(range(len(below)), key=lambda i: (below[i], -i))
+    if not isinstance(rule, int):
+        raise ValueError(f"choice {rule!r} given; allowed: held_out, knee, or a complexity (an integer)")
     allowed = [i for i, c in enumerate(candidates) if c.complexity <= rule]
     if not allowed:
         sizes = ", ".join(str(c.complexity) for c in candidates)

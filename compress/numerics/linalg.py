@@ -56,25 +56,34 @@ def symmetric_sqrt(metric: Tensor, damping: float = DAMPING) -> tuple[Tensor, Te
     return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 
 
-def factorize(weight: Tensor, input_metric: Tensor | None = None, output_metric: Tensor | None = None) -> Decomposition:
+def factorize(
+    weight: Tensor, input_metric: Tensor | None = None, output_metric: Tensor | None = None, input_damping: float = 0.0
+) -> Decomposition:
     """All nested rank-r minimisers of tr(G (W − LR) C (W − LR)ᵀ) for weight W (d_out, d_in).
 
-    input_metric C (d_in, d_in) and output_metric G (d_out, d_out) default to the identity. The smaller side's eigenproblem is
-    solved; on the output side C is never inverted. Raises ValueError for non-finite entries, naming which argument has them.
+    input_metric C (d_in, d_in) and output_metric G (d_out, d_out) default to the identity; `input_damping` times its mean
+    eigenvalue is added to C. The smaller side's eigenproblem is solved; on the output side C is never inverted nor copied.
+    Raises ValueError for non-finite entries, naming which argument has them.
     """
     for name, value in (("weight", weight), ("input_metric", input_metric), ("output_metric", output_metric)):
-        if value is not None and not bool(torch.isfinite(value).all()):
+        # A sum is finite only where every term is, and needs no temporary of the metric's size.
+        if value is not None and not bool(torch.isfinite(value.sum(dtype=torch.float64))):
             raise ValueError(f"{name} has NaN or Inf entries; a decomposition of it would be meaningless")
     weight = weight.to(torch.float64)
     d_out, d_in = weight.shape
     g_root, g_inverse = symmetric_sqrt(output_metric) if output_metric is not None else (None, None)
     weighted = weight if g_root is None else g_root @ weight
     if d_out <= d_in:
-        product = weighted if input_metric is None else weighted @ input_metric
+        product = weighted
+        if input_metric is not None:
+            product = weighted @ input_metric
+            product.add_(weighted, alpha=input_damping * float(input_metric.diagonal().mean()))
         vectors, spectrum = _leading(product @ weighted.T)
         left = vectors if g_inverse is None else g_inverse @ vectors
         return Decomposition(left, vectors.T @ weighted, spectrum)
-    c_root, c_inverse = symmetric_sqrt(input_metric) if input_metric is not None else (None, None)
+    c_root, c_inverse = None, None
+    if input_metric is not None:
+        c_root, c_inverse = symmetric_sqrt(input_metric, DAMPING + input_damping)
     gram = weighted.T @ weighted
     vectors, spectrum = _leading(gram if c_root is None else c_root @ gram @ c_root)
     left = weight @ (vectors if c_root is None else c_root @ vectors)

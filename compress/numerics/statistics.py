@@ -30,7 +30,8 @@ class Moments:
     def __init__(self, size: int) -> None:
         self.count = 0
         self.mean = torch.zeros(size, dtype=torch.float64)
-        self.scatter = torch.zeros(size, size, dtype=torch.float64)  # Σ (x − mean)(x − mean)ᵀ
+        self._moment = torch.zeros(size, size, dtype=torch.float64)  # Σ (x − mean)(x − mean)ᵀ / divisor
+        self._divisor = 1
 
     def update(self, rows: Tensor, start: int = 0) -> None:
         """Fold in rows (n, d) of any float dtype."""
@@ -42,36 +43,45 @@ class Moments:
     def merge(self, other: Self) -> None:
         """Fold in another accumulator of the same size; the order of merging changes only rounding."""
         if other.count:
-            self._combine(other.count, other.mean, None, other.scatter)
+            self._combine(other.count, other.mean, None, other.covariance)
 
-    def _combine(self, count: int, mean: Tensor, centred: Tensor | None, scatter: Tensor | None) -> None:
+    def _combine(self, count: int, mean: Tensor, centred: Tensor | None, covariance: Tensor | None) -> None:
         total = self.count + count
         delta = mean - self.mean
+        scatter = self._divided_by(1)
         if centred is not None:
-            self.scatter.addmm_(centred.T, centred)
-        elif scatter is not None:
-            self.scatter += scatter
-        self.scatter.addr_(delta, delta, alpha=self.count * count / total)
+            scatter.addmm_(centred.T, centred)
+        elif covariance is not None:
+            scatter.add_(covariance, alpha=count)
+        scatter.addr_(delta, delta, alpha=self.count * count / total)
         self.mean += delta * (count / total)
         self.count = total
 
+    def _divided_by(self, divisor: int) -> Tensor:
+        """The scatter over `divisor`, in place: a wide layer's is hundreds of megabytes, and one copy of it is enough."""
+        if divisor != self._divisor:
+            self._moment *= self._divisor / divisor
+            self._divisor = divisor
+        return self._moment
+
     @property
     def covariance(self) -> Tensor:
-        """Centred, (d, d): scatter / count."""
-        return self.scatter / max(self.count, 1)
+        """Centred, (d, d): scatter / count. The accumulator's own memory: read it before the next update, never write it."""
+        return self._divided_by(max(self.count, 1))
 
     @property
     def second_moment(self) -> Tensor:
         """Uncentred, (d, d): XᵀX / n."""
-        return self.covariance.addr_(self.mean, self.mean)
+        return torch.addr(self.covariance, self.mean, self.mean)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"count": torch.tensor([self.count]), "mean": self.mean, "scatter": self.scatter}
+        return {"count": torch.tensor([self.count]), "mean": self.mean, "covariance": self.covariance}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
         out = cls(tensors["mean"].shape[0])
-        out.count, out.mean, out.scatter = int(tensors["count"]), tensors["mean"], tensors["scatter"]
+        out.count, out.mean, out._moment = int(tensors["count"]), tensors["mean"], tensors["covariance"]
+        out._divisor = max(out.count, 1)
         return out
 
 
