@@ -11,7 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from compress import cli_expressions, cli_measure
-from compress.console import AsJson, emit, need_checkpoint, progress_bars, quiet_transformers, show
+from compress.console import (
+    AsJson,
+    Overrides,
+    emit,
+    need_checkpoint,
+    packaged,
+    progress_bars,
+    quiet_transformers,
+    recipes_folder,
+    show,
+)
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Compress HuggingFace transformers after training."
@@ -20,11 +30,6 @@ recipes_app = typer.Typer(no_args_is_help=True, help="The packaged recipes.")
 app.add_typer(recipes_app, name="recipes")
 cli_measure.add_to(app)
 cli_expressions.add_to(app)
-
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a recipe value: steps.0.rank.keep=0.6 (repeatable).")
-]
-
 
 # Typer's usage errors: click's ClickException, or that of the click inside newer versions of Typer.
 _USAGE: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -75,11 +80,11 @@ def fit(
     from compress.recipe import load_recipe
 
     quiet_transformers()
-    points = sweeps.points_of_lists(_packaged(recipe), overrides or [])
+    points = sweeps.points_of_lists(packaged(recipe), overrides or [])
     if points and not dry_run:
         _fit_points(points, fresh, as_json)
         return
-    loaded = points[0].recipe if points else load_recipe(_packaged(recipe), overrides or [])
+    loaded = points[0].recipe if points else load_recipe(packaged(recipe), overrides or [])
     from compress import run, tables
 
     if dry_run:  # of a list, at its first value: the others differ in the ranks alone
@@ -111,7 +116,7 @@ def sweep(
     quiet_transformers()
     from compress import sweep as sweeps
 
-    _fit_points(sweeps.points_of_settings(_packaged(recipe), settings), fresh, as_json)
+    _fit_points(sweeps.points_of_settings(packaged(recipe), settings), fresh, as_json)
 
 
 @app.command()
@@ -135,7 +140,7 @@ def search(
     """Choose each linear's rank by measuring, last layer first; writes ranks.json for `rank: {table: …}`."""
     from compress.recipe import load_recipe
 
-    loaded = load_recipe(_packaged(recipe), overrides or [])
+    loaded = load_recipe(packaged(recipe), overrides or [])
     quiet_transformers()
     from compress import search as searches
     from compress import tables
@@ -235,7 +240,7 @@ def recipes_ls() -> None:
 @recipes_app.command("cp")
 def recipes_cp(name: str, target: Annotated[Path, typer.Argument(help="File or folder to copy to.")] = Path()) -> None:
     """Copy a packaged recipe, to edit it."""
-    source = _packaged(Path(name))
+    source = packaged(Path(name))
     if not source.is_file():
         raise FileNotFoundError(f"no recipe {name!r}; `compress recipes ls` lists the packaged ones")
     destination = target / source.name if target.is_dir() else target
@@ -243,17 +248,3 @@ def recipes_cp(name: str, target: Annotated[Path, typer.Argument(help="File or f
         raise ValueError(f"{destination} exists already; give another target")
     destination.write_text(source.read_text())
     print(destination)
-
-
-def recipes_folder() -> Path:
-    """The packaged recipes: inside an installed wheel, or beside the package in a source checkout."""
-    inside = Path(__file__).parent / "_recipes"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "recipes"
-
-
-def _packaged(path: Path) -> Path:
-    """`path` itself, or the packaged recipe of that name where no such file is here."""
-    if path.is_file():
-        return path
-    packaged = recipes_folder() / (path.name if path.suffix else f"{path.name}.yaml")
-    return packaged if packaged.is_file() else path

@@ -1,13 +1,14 @@
-"""The commands about expressions: show, pick."""
+"""The commands about surrogates: show, pick, layers."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from compress.console import AsJson, emit, need_checkpoint, progress_bars, quiet_transformers, show
+from compress.console import AsJson, Overrides, emit, need_checkpoint, packaged, progress_bars, quiet_transformers, show
 
 Folder = Annotated[Path, typer.Argument(help="A checkpoint folder that `compress fit` wrote, with its work folder.")]
 
@@ -16,6 +17,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands of this file."""
     app.command("show")(show_expressions)
     app.command("pick")(pick)
+    app.command("layers")(layers)
 
 
 def show_expressions(
@@ -57,3 +59,38 @@ def pick(
     found = fronts.expressions(folder, layer)[0]
     chosen = found.to_json()["outputs"][output]
     emit(chosen) if as_json else print(chosen["candidates"][chosen["chosen"]]["text"])
+
+
+def layers(
+    recipe: Annotated[Path, typer.Argument(help="A recipe whose one step replaces MLPs.")],
+    overrides: Overrides = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Fraction of the targeted MLPs' multiply-adds that may remain; default: all replaced."),
+    ] = None,
+    search_windows: Annotated[int, typer.Option(help="Choices see the first windows of the first evaluation text …")] = 32,
+    test_windows: Annotated[int, typer.Option(help="… and the curves are of the last ones.")] = 64,
+    length: Annotated[int, typer.Option(help="Tokens per window.")] = 128,
+    controls: Annotated[
+        bool, typer.Option("--controls/--no-controls", help="Draw an affine map and pruning of equal cost too.")
+    ] = True,
+    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Forget an earlier run, or continue it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose which MLPs to replace by measuring, cheapest nll per multiply-add first; writes layers.json and a plot."""
+    from compress.recipe import load_recipe
+
+    loaded = load_recipe(packaged(recipe), overrides or [])
+    quiet_transformers()
+    from compress import layer_choice, tables
+
+    sizes = {"search_windows": search_windows, "test_windows": test_windows, "length": length}
+    options = layer_choice.options_of({"budget": budget, "controls": controls, **sizes})
+    with progress_bars(as_json) as progress:
+        found = layer_choice.choose_layers(loaded, options, fresh=fresh, progress=progress)
+    if as_json:
+        emit({"output": str(loaded.output), **found})
+    else:
+        show(tables.layers_table(found))
+        chosen = json.dumps(found["layers"], separators=(",", ":"))
+        print(f"curve: {loaded.output / 'layers.png'}\nto fit: compress fit {recipe} --set steps.0.layers={chosen}")

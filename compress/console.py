@@ -12,6 +12,9 @@ from typing import Annotated, Any
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a recipe value: steps.0.rank.keep=0.6 (repeatable).")
+]
 
 
 @contextmanager
@@ -61,3 +64,17 @@ def quiet_transformers() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def recipes_folder() -> Path:
+    """The packaged recipes: inside an installed wheel, or beside the package in a source checkout."""
+    inside = Path(__file__).parent / "_recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "recipes"
+
+
+def packaged(path: Path) -> Path:
+    """`path` itself, or the packaged recipe of that name where no such file is here."""
+    if path.is_file():
+        return path
+    packaged = recipes_folder() / (path.name if path.suffix else f"{path.name}.yaml")
+    return packaged if packaged.is_file() else path

@@ -9,9 +9,7 @@ The result is reported on windows, or questions, that the search never saw.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from compress import checkpoint, data, run, splits
 from compress.assembly import storage_dtype
+from compress.decision_log import append, open_log
 from compress.methods.base import Artefact, Replacement
 from compress.methods.low_rank import LowRankMethod
 from compress.numerics.rank import Form, RankRule, allocate, parameters, rank_at
@@ -172,7 +171,7 @@ def _decide(
     progress: Progress,
 ) -> list[int | None]:
     """The rank of each target, in order; decisions in the log are taken over."""
-    known = _open_log(log, header)
+    known = open_log(log, header)
     tail = Tail(job.model, storage_dtype(job.model))
     ranks: list[int | None] = []
     tick = progress("search", len(targets))
@@ -183,7 +182,7 @@ def _decide(
         else:
             rank, trials = _smallest(job, target, tail, chunks, options, number)
             modules = list(target.unit.group.modules)
-            _append(log, {"number": number, "modules": modules, "rank": rank, "stored": target.cost(rank), "trials": trials})
+            append(log, {"number": number, "modules": modules, "rank": rank, "stored": target.cost(rank), "trials": trials})
         ranks.append(rank)
         if rank is not None:
             tail.install(target.replacement(rank, job))
@@ -219,28 +218,6 @@ def _smallest(
     if len(chunks) > 1 and not holds(rank, len(chunks) - 1):
         return None, trials
     return rank, trials
-
-
-def _open_log(log: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The decisions of an interrupted search; a line that was cut off is dropped. Starts the file where there is none."""
-    lines = []
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    if lines and lines[0] != header:
-        changed = [key for key in header if lines[0].get(key) != header[key]]
-        raise ValueError(f"{log} is of another search (not the same {', '.join(changed)}); give --fresh or another output")
-    checkpoint.write_text(log, "".join(json.dumps(line) + "\n" for line in (lines or [header])))
-    return lines[1:]
-
-
-def _append(log: Path, line: Mapping[str, Any]) -> None:
-    with log.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _compare(

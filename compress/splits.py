@@ -81,11 +81,15 @@ def questions(file: Path, seed: int, tokenizer: Any) -> tuple[list[Accuracy], Ac
 
 
 def windows(evaluation: Evaluation, length: int, search: int, test: int, tokenizer: Any) -> tuple[list[Perplexity], Perplexity]:
-    """(first `search` windows, last `test` windows) of the first evaluation text. Raises ValueError where they overlap."""
+    """(first `search` windows, last `test` windows) of the first evaluation text. Raises ValueError where they overlap.
+
+    A text with `sequences` of its own ends there: what follows is in neither split.
+    """
     if not evaluation.texts:
         raise ValueError("evaluation.texts is empty; a search needs one: --set evaluation.texts.own.text=novella")
     name, text = next(iter(evaluation.texts.items()))
-    found = data.evaluation_tokens(text.model_copy(update={"length": length, "sequences": None}), tokenizer)
+    most = None if text.sequences is None else max(1, text.sequences * evaluation.source(name).length // length)
+    found = data.evaluation_tokens(text.model_copy(update={"length": length, "sequences": most}), tokenizer)
     if len(found) < search + test:
         raise ValueError(
             f"evaluation text {name!r} gives {len(found)} windows of {length}, the two splits need {search + test}: "

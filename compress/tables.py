@@ -182,3 +182,20 @@ def fronts_table(layer: Mapping[str, Any]) -> Table:
             table.add_row(str(output["output"]) if index == 0 else "", mark, *numbers, row["source"], text)
         table.add_section()
     return table
+
+
+def layers_table(found: Mapping[str, Any]) -> Table:
+    """The curves of a layer choice, one row a replacement in the order of choice."""
+    budget = found["budget"]
+    caption = "each row replaces one MLP more, the one that costs least nll per multiply-add saved on the search split"
+    table = Table(title="layers" if budget is None else f"layers, budget {budget:g}", caption=caption)
+    for column in ("method", "layer", "MLP multiply-adds removed", "search split", "test split"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    dense = found["dense"]
+    table.add_row("dense", "", "0.0%", f"{dense['search']:.3f}", f"{dense['test']:.3f}")
+    for method, rows in found["families"].items():
+        table.add_section()
+        for row in rows:
+            values = ["overflows" if row[s] is None else f"{row[s]:.3f}" for s in ("search", "test")]
+            table.add_row(method, str(row["layer"]), f"{row['removed']:.1%}", *values)
+    return table

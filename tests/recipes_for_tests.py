@@ -6,24 +6,37 @@ import random
 from pathlib import Path
 from typing import Any
 
+import torch
 from checkpoints import VOCABULARY, tiny_model
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from compress.recipe import Recipe, parse_recipe
 
 ALPHABET = [chr(0x21 + i) for i in range(VOCABULARY - 4)]
 
 
-def tiny_folder(folder: Path, model_type: str, seed: int = 0) -> Path:
+def tiny_folder(folder: Path, model_type: str, seed: int = 0, **overrides: Any) -> Path:
     """A model folder with a one-character-a-token tokenizer, and text.txt of 4,000 random characters."""
-    tiny_model(model_type, seed).save_pretrained(folder)
+    tiny_model(model_type, seed, **overrides).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(ALPHABET)}, unk_token=ALPHABET[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     choose = random.Random(seed)
     (folder / "text.txt").write_text("".join(choose.choices(ALPHABET, k=4000)))
     return folder
+
+
+def own_text(folder: Path) -> None:
+    """Replace text.txt by what the model itself writes, so that every change of the model costs perplexity."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    torch.manual_seed(0)
+    ids = torch.randint(len(ALPHABET), (40, 1))
+    with torch.no_grad():
+        while ids.shape[1] < 96:
+            logits = model(ids).logits[:, -1, : len(ALPHABET)]
+            ids = torch.cat([ids, torch.multinomial((2 * logits).softmax(-1), 1)], dim=1)
+    (folder / "text.txt").write_text("".join(ALPHABET[i] for i in ids.flatten()))
 
 
 def tiny_recipe(folder: Path, output: Path, *steps: dict[str, Any], **more: Any) -> Recipe:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from recipes_for_tests import ALPHABET, tiny_folder, tiny_recipe
+from recipes_for_tests import ALPHABET, own_text, tiny_folder, tiny_recipe
 from transformers import AutoModelForCausalLM
 
 from compress import data, run, search
@@ -20,14 +20,7 @@ SMALL = {"search_windows": 6, "test_windows": 6, "length": 24}
 def source(tmp_path_factory):
     """A random model and text that it wrote itself, so that every change of the model costs perplexity."""
     folder = tiny_folder(tmp_path_factory.mktemp("source"), "llama")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    torch.manual_seed(0)
-    ids = torch.randint(len(ALPHABET), (40, 1))
-    with torch.no_grad():
-        while ids.shape[1] < 96:
-            logits = model(ids).logits[:, -1, : len(ALPHABET)]
-            ids = torch.cat([ids, torch.multinomial((2 * logits).softmax(-1), 1)], dim=1)
-    (folder / "text.txt").write_text("".join(ALPHABET[i] for i in ids.flatten()))
+    own_text(folder)
     return folder
 
 
@@ -105,7 +98,7 @@ def test_a_trial_runs_only_the_layers_from_the_one_it_changes(source, tmp_path, 
 
 def test_an_interrupted_search_continues_behind_its_last_decision(source, tmp_path, monkeypatch):
     whole = search.search(recipe(source, tmp_path / "whole"), options())
-    append, left = search._append, [3]
+    append, left = search.append, [3]
 
     def dying(log, line):
         if left[0] == 0:
@@ -115,12 +108,12 @@ def test_an_interrupted_search_continues_behind_its_last_decision(source, tmp_pa
         left[0] -= 1
         append(log, line)
 
-    monkeypatch.setattr(search, "_append", dying)
+    monkeypatch.setattr(search, "append", dying)
     with pytest.raises(KeyboardInterrupt):
         search.search(recipe(source, tmp_path / "broken"), options())
     assert not (tmp_path / "broken" / "ranks.json").exists()
     again = []
-    monkeypatch.setattr(search, "_append", lambda log, line: again.append(line["number"]) or append(log, line))
+    monkeypatch.setattr(search, "append", lambda log, line: again.append(line["number"]) or append(log, line))
     assert search.search(recipe(source, tmp_path / "broken"), options()) == whole
     assert again == [4, 5, 6]
     for name in ("ranks.json", "search.jsonl"):
