@@ -26,6 +26,7 @@ class Architecture:
     stored_head: str = "lm_head"  # the head's name in the files, where transformers renames it while loading
     base_prefix: str = "model"  # transformers' base_model_prefix: AutoModel without a head drops it
     conv1d: bool = False  # weights stored (d_in, d_out)
+    qkv_by_head: bool = False  # a fused qkv holds q, k, v of one head after the other; else all of q, then k, then v
 
     def layer(self, index: int) -> str:
         return f"{self.layers}.{index}"
@@ -51,6 +52,10 @@ class Architecture:
     @property
     def mlp_roles(self) -> tuple[str, ...]:
         return tuple(r for r in ("gate_up", "gate", "up", "down") if r in self.roles)
+
+    @property
+    def attention_roles(self) -> tuple[str, ...]:
+        return tuple(role for role in self.roles if role not in self.mlp_roles)
 
     @property
     def mlp_outer(self) -> str:
@@ -150,6 +155,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             final=("gpt_neox.final_layer_norm",),
             stored_head="embed_out",
             base_prefix="gpt_neox",
+            qkv_by_head=True,
         ),
         Architecture(
             model_type="opt",

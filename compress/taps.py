@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from compress.architecture import Architecture
 from compress.methods.base import Need
+from compress.numerics.head_moments import HeadMoments
 from compress.numerics.statistics import Moments, Sample, Statistic
+from compress.residuals import Residuals
 
 
 class Collector:
@@ -28,7 +30,9 @@ class Collector:
         modules = dict(layer.named_modules())
         for need in canonical:
             read = modules[need.input_of.removeprefix(prefix)]
-            if need.statistic == "gradient":
+            if need.statistic == "residual":
+                self._handles.append(Residuals(read, self._on_residual(need)))
+            elif need.statistic == "gradient":
                 self._handles.append(read.register_forward_hook(self._on_gradient(need, total_rows)))
             elif need.output_of is None:
                 self._handles.append(read.register_forward_pre_hook(self._on_input(need, total_rows)))
@@ -40,7 +44,7 @@ class Collector:
     def canonical(self, need: Need) -> Need:
         """The same need under the first role that reads the same activation, so that q, k and v share one accumulator."""
         located = self._architecture.locate(need.input_of)
-        if located is None or need.output_of is not None or need.statistic == "gradient":
+        if located is None or need.output_of is not None or need.statistic in ("gradient", "residual"):
             return need
         layer, role = located
         first = self._architecture.module(layer, self._architecture.input_roles(role)[0])
@@ -48,6 +52,15 @@ class Collector:
 
     def __getitem__(self, need: Need) -> Statistic:
         return self.values[self.canonical(need)]
+
+    def size(self, needs: Iterable[Need]) -> int:
+        """Elements of the statistics behind some needs."""
+        return sum(t.numel() for need in needs for t in self[need].tensors().values())
+
+    def keep(self, needs: Iterable[Need]) -> None:
+        """Forget all statistics but those behind these needs."""
+        wanted = {self.canonical(need) for need in needs}
+        self.values = {need: value for need, value in self.values.items() if need in wanted}
 
     def close(self) -> None:
         for handle in self._handles:
@@ -78,6 +91,13 @@ class Collector:
             self._update(need, rows, total_rows)
 
         return hook
+
+    def _on_residual(self, need: Need) -> Callable[[Tensor], None]:
+        def take(rows: Tensor) -> None:
+            moments = self.values.setdefault(need, HeadMoments(rows.shape[1], rows.shape[2]))
+            moments.update(rows.detach(), self.start)
+
+        return take
 
     def _on_gradient(self, need: Need, total_rows: int) -> Callable[..., None]:
         def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:

@@ -53,6 +53,11 @@ def _units_of_step(index: int, step: Step, architecture: Architecture, n_layers:
             raise ValueError(f"steps.{index}: layers is empty; the model has layers 0 to {n_layers - 1}")
         chains = {i: tuple(f"{architecture.layer(i)}.{name}" for name in architecture.mlp) for i in layers}
         return [Unit(step, Group(f"{step.method}.{chain[-1]}", index, i, chain)) for i, chain in chains.items()]
+    if step.options.replaces == "attention":
+        if step.targets.modules is not None or step.targets.roles != "all":
+            raise ValueError(f"steps.{index}: {step.method} replaces whole attentions; give layers, not roles or globs")
+        found = {i: f"{architecture.layer(i)}.{architecture.attention}" for i in target_layers(step.targets, n_layers)}
+        return [Unit(step, Group(f"{step.method}.{name}", index, i, (name,))) for i, name in found.items()]
     names = target_modules(step.targets, architecture, n_layers)
     sets = step.options.groups(names, architecture) if isinstance(step.options, LowRankMethod) else [(name,) for name in names]
     return [
@@ -72,6 +77,8 @@ def _refuse_overlaps(units: Sequence[Unit], architecture: Architecture) -> None:
         touched = list(unit.group.modules)
         if unit.method.replaces == "mlp":
             touched += [architecture.module(unit.group.layer, role) for role in architecture.mlp_roles]
+        elif unit.method.replaces == "attention":
+            touched += [architecture.module(unit.group.layer, role) for role in architecture.attention_roles]
         for module in dict.fromkeys(touched):
             if owner.setdefault(module, unit.group.step) != unit.group.step:
                 raise ValueError(

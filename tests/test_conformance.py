@@ -77,6 +77,8 @@ def test_error_is_monotone_in_rank(folders, tmp_path, method, model_type):
             "engine": {"name": "sparse"},
         },
         {"method": "affine_mlp", "layers": [0, 1], "rank": 5},
+        {"method": "crystallized_attention", "layers": [0, 1], "rank": 3},
+        {"method": "crystallized_attention", "layers": [1], "rank": 2, "importance": "fisher"},
         {
             "method": "residual_mlp",
             "layers": [1],

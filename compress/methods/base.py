@@ -24,12 +24,13 @@ from compress.plan import ModuleSpec
 class Need:
     """One statistic a method asks for: of the rows entering `input_of`, joined with the rows leaving `output_of` where given.
 
-    "gradient" are the moments of the loss gradient at the output of `input_of`: they cost a backward pass.
+    "gradient" are the moments of the loss gradient at the output of `input_of`: they cost a backward pass. "residual" are the
+    HeadMoments of what attention adds to the value of its top position, where `input_of` is a layer's attention.
     """
 
     input_of: str  # full module name
     output_of: str | None = None
-    statistic: Literal["moments", "sample", "gradient"] = "moments"
+    statistic: Literal["moments", "sample", "gradient", "residual"] = "moments"
     rows: int = 0  # sample size, for "sample"
     seed: int = 0
 
@@ -102,7 +103,7 @@ class Method(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     reference: ClassVar[str]  # paper, section or equation
-    replaces: ClassVar[Literal["linear", "mlp"]]  # what one group is: a linear, or the MLP of a layer
+    replaces: ClassVar[Literal["linear", "mlp", "attention"]]  # what one group is: linears, or a layer's MLP or attention
     decided_late: ClassVar[frozenset[str]] = frozenset()  # options that `fit` does not read: changing them refits nothing
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:

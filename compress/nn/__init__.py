@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from compress.nn.attention import CrystallizedAttention
 from compress.nn.linear import DenseLinear, LowRankLinear, PivotedLinear, SharedLinear
 from compress.nn.mlp import AffineMLP, IdentityMLP, MeanMLP, PassThrough, ZeroMLP
 from compress.nn.symbolic import SymbolicMLP
@@ -17,7 +18,8 @@ KINDS: dict[str, type[nn.Module]] = {
     "mean_mlp": MeanMLP,
     "affine_mlp": AffineMLP,
     "symbolic_mlp": SymbolicMLP,
+    "crystallized_attention": CrystallizedAttention,
 }
 
 # Kinds that keep (part of) the module they replace; they are built with it as `original`.
-WRAPPERS: frozenset[str] = frozenset()
+WRAPPERS: frozenset[str] = frozenset({"crystallized_attention"})

@@ -1,0 +1,46 @@
+"""The residuals of a running attention: what the average over all values adds to the value of the top position."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from compress.nn.attention import attend, gather_rows
+
+
+class Residuals:
+    """While it is there, an attention hands ε = Σ_j p_j V_j − V_top of every query to `take`, and computes what it always does.
+
+    `take` gets rows (n, n_kv_heads, head_dim): the query heads that share a value head are rows of that head. Raises
+    ValueError for an attention that does not look its function up in transformers' table.
+    """
+
+    def __init__(self, attention: nn.Module, take: Callable[[Tensor], None]) -> None:
+        if not hasattr(attention, "config"):
+            raise ValueError(f"{type(attention).__name__} has no config, so its attention function cannot be observed")
+        self._attention: Any = attention
+        self._config, self._take = self._attention.config, take
+        name = f"residuals of {id(self)}"  # of this object alone: several may observe at once
+        self._name = name
+        ALL_ATTENTION_FUNCTIONS.register(name, self._observe)
+        self._attention.config = copy.copy(self._config)
+        self._attention.config._attn_implementation = name
+
+    def remove(self) -> None:
+        """Give the attention its own function back."""
+        self._attention.config = self._config
+        del ALL_ATTENTION_FUNCTIONS._global_mapping[self._name]
+
+    def _observe(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
+    ) -> tuple[Tensor, None]:
+        weighted, top = attend(query, key, value, attention_mask, more.get("scaling"), more.get("softcap"))
+        with torch.no_grad():
+            residual = weighted - gather_rows(value, top)  # (B, G, H/G, T, C)
+            self._take(residual.movedim(1, -2).flatten(0, -3))
+        return weighted.flatten(1, 2).transpose(1, 2).contiguous(), None
