@@ -1,4 +1,4 @@
-"""The commands about surrogates: show, pick, layers."""
+"""The commands about surrogates: show, pick, layers, explain."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("show")(show_expressions)
     app.command("pick")(pick)
     app.command("layers")(layers)
+    app.command("explain")(explain)
 
 
 def show_expressions(
@@ -92,5 +93,42 @@ def layers(
         emit({"output": str(loaded.output), **found})
     else:
         show(tables.layers_table(found))
-        chosen = json.dumps(found["layers"], separators=(",", ":"))
-        print(f"curve: {loaded.output / 'layers.png'}\nto fit: compress fit {recipe} --set steps.0.layers={chosen}")
+        print(f"curve: {loaded.output / 'layers.png'}")
+        if budget is not None:
+            chosen = json.dumps(found["layers"], separators=(",", ":"))
+            print(f"to fit: compress fit {recipe} --set steps.0.layers={chosen}")
+
+
+def explain(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder, a model folder, a hub id, or novella.")],
+    module: Annotated[str, typer.Option(help="Full module name: model.layers.3.mlp, an attention, a linear, a whole layer.")],
+    text: Annotated[str, typer.Option(help="The text itself; two dozen tokens or more say how activations vary.")],
+    position: Annotated[int, typer.Option(help="Which token of it, from 0; negative from the end.")] = -1,
+    inputs: Annotated[int, typer.Option(help="Directions of the module's input that the expression reads.")] = 4,
+    outputs: Annotated[int, typer.Option(help="Directions of its output, one expression each.")] = 1,
+    neighbours: Annotated[int, typer.Option(help="Points sampled around the token.")] = 2000,
+    width: Annotated[float, typer.Option(help="Of the neighbourhood, as a share of the text's own spread.")] = 0.5,
+    complexity: Annotated[int | None, typer.Option(help="At most this complexity; default: the knee of the front.")] = None,
+    engine: Annotated[str, typer.Option(help="sparse, operon or pysr.")] = "sparse",
+    seed: Annotated[int, typer.Option(help="Of the neighbours and the search.")] = 0,
+    latex: Annotated[bool, typer.Option("--latex", help="The expressions in LaTeX.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Explain a module around one token by a small expression, with its local R² beside that of a linear one."""
+    quiet_transformers()
+    import torch
+
+    from compress import data, explanation
+    from compress.hf import from_pretrained
+
+    sizes = {"inputs": inputs, "outputs": outputs, "neighbours": neighbours, "width": width, "seed": seed}
+    searched = {"name": engine, "terms": explanation.TERMS, "evaluations": explanation.EVALUATIONS}
+    options = explanation.options_of({**sizes, "engine": searched, "choose": complexity or "knee"})
+    name = data.resolve_model(model)
+    found = explanation.explain_token(
+        from_pretrained(name, dtype=torch.float32).eval(), data.load_tokenizer(name), module, text, position, options
+    )
+    if as_json:
+        emit(found.to_json())
+    else:
+        print(found.latex() if latex else found.text())

@@ -1,7 +1,6 @@
 """The command line: 0, 1 and 2 mean done, a measured breach and a user's mistake; a mistake is one line; JSON is JSON."""
 
 import json
-import sys
 
 import pytest
 from recipes_for_tests import tiny_folder, tiny_recipe
@@ -9,23 +8,6 @@ from recipes_for_tests import tiny_folder, tiny_recipe
 from compress import checkpoint, cli, methods, run
 
 STEP = {"method": "feature_space", "targets": {"roles": ["q", "v"]}, "rank": {"keep": 0.5}}
-
-
-@pytest.fixture
-def compress(monkeypatch, capsys):
-    """Runs the command in this process: (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["compress", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture
