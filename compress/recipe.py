@@ -24,7 +24,7 @@ from compress import methods
 from compress.architecture import Architecture
 from compress.data import TextSource
 
-Control = Literal["identity", "zero", "mean", "pca"]
+Control = Literal["identity", "zero", "mean", "pca", "affine"]
 
 
 class _Section(BaseModel):
@@ -134,7 +134,9 @@ class Evaluation(_Section):
     length: Annotated[int, Field(ge=2)] = Field(default=256, description="window length in tokens")
     sequences: Annotated[int, Field(ge=1)] | None = Field(default=None, description="at most this many windows per text")
     controls: list[Control] = Field(
-        default_factory=list, description="for MLP steps: the same layers replaced by identity, zero, mean, or pca (PCA-only)"
+        default_factory=list,
+        description="for MLP steps: the same layers replaced by identity, zero, mean, pca (PCA-only), "
+        "or affine (an affine map through the same latents; of residual_mlp, its own map alone)",
     )
 
     @field_validator("texts", mode="before")

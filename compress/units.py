@@ -98,11 +98,21 @@ def control_steps(steps: Sequence[Step], control: str) -> list[Step]:
             latents = getattr(step.options, "latents", None)
             sizes = {"inputs": latents.inputs, "outputs": latents.outputs} if latents is not None else {}
             data = {"method": "mlp_bottleneck", **sizes}
+        elif control == "affine":
+            data = {"method": "affine_mlp", **_affine_control(step.options)}
         else:
             data = {"method": "skip_mlp", "output": control}
         return Step.model_validate({**data, "targets": step.targets})
 
     return [swap(step) for step in steps]
+
+
+def _affine_control(options: Method) -> dict[str, object]:
+    """Options of the affine map that a surrogate's expressions must beat."""
+    if (rank := getattr(options, "affine", None)) is not None:  # residual_mlp without its expressions
+        return {"rank": rank, "importance": getattr(options, "importance", "fisher")}
+    latents = getattr(options, "latents", None)
+    return {} if latents is None else {"through": {"inputs": latents.inputs, "outputs": latents.outputs}}
 
 
 def allocated(units: Sequence[Unit], artefacts: Sequence[Artefact]) -> list[Method]:
@@ -119,4 +129,9 @@ def allocated(units: Sequence[Unit], artefacts: Sequence[Artefact]) -> list[Meth
         for i in members:
             rule = RankRule.model_validate({"ranks": dict.fromkeys(units[i].group.modules, ranks[units[i].group.name])})
             methods[i] = methods[i].model_copy(update={"rank": rule})
+    others = [i for i, m in enumerate(methods) if not isinstance(m, LowRankMethod)]
+    for step in {units[i].group.step for i in others}:
+        members = [i for i in others if units[i].group.step == step]
+        for i, method in zip(members, methods[members[0]].decide([artefacts[i] for i in members]), strict=True):
+            methods[i] = method
     return methods

@@ -88,6 +88,7 @@ def fill(table: Table, operon: int, sizes: int) -> None:
     sparse = {"method": "symbolic_mlp", "latents": PUBLISHED, "engine": {"name": "sparse"}}
     table.fit("published I32/O8 sparse", sparse, controls=True)
     table.fit("PCA only I32/O8", {"method": "mlp_bottleneck", **PUBLISHED})
+    table.fit("affine through the same latents I32/O8", {"method": "affine_mlp", "through": PUBLISHED})
     if operon:
         table.fit("published I32/O8 operon", {**sparse, "engine": {"name": "operon", "evaluations": operon}})
     for position, (kind, inputs, outputs) in enumerate(SIZES[:sizes]):

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LinearRegression
 from torch import Tensor, nn
 
 from compress.architecture import architecture
@@ -172,6 +174,20 @@ def test_affine_map_is_the_weighted_optimum():
     torch.testing.assert_close(mean.tensors["model.layers.1.mlp.down_proj.bias"], y.mean(0))
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(5, 2), (2, 5), (D, D)])
+def test_through_the_latents_it_is_least_squares_between_principal_components(inputs, outputs):
+    call = Rough()
+    x, y = rows(call)
+    method = AffineMLP.model_validate({"through": {"inputs": inputs, "outputs": outputs}})
+    assert set(method.needs(GROUP, architecture("llama"))) == {"moments"}
+    replacement = method.replace(GROUP, method.fit(material(call, method)), architecture("llama"))
+    reads, writes = PCA(inputs).fit(x.numpy()), PCA(outputs).fit(y.numpy())
+    z, targets = reads.transform(x.numpy()), writes.transform(y.numpy())
+    expected = writes.inverse_transform(LinearRegression().fit(z, targets).predict(z))
+    np.testing.assert_allclose(predicted(replacement, x).numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert replacement.report[0]["rank"] == min(inputs, outputs)
+
+
 def test_fitting_twice_gives_the_same_bytes():
     (_, first), (_, again) = fitted(Rough()), fitted(Rough())
     assert json.dumps(first.metadata, sort_keys=True) == json.dumps(again.metadata, sort_keys=True)
@@ -210,6 +226,8 @@ def test_impossible_options_are_named_before_a_weight_is_read(change, message):
         ResidualSurrogate(**OPTIONS | change).preview(GROUP, SHAPES, architecture("llama"))
     with pytest.raises(ValueError, match="rank: 13 given, at most d_model = 12"):
         AffineMLP(rank=13, importance="none").preview(GROUP, SHAPES, architecture("llama"))
+    with pytest.raises(ValueError, match="outputs: 13 given, at most d_model = 12"):
+        AffineMLP.model_validate({"through": {"inputs": 2, "outputs": 13}}).preview(GROUP, SHAPES, architecture("llama"))
 
 
 class Gated(nn.Module):
