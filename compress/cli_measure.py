@@ -108,7 +108,7 @@ def evaluate(
     import torch
 
     from compress import data
-    from compress.evaluate import perplexity
+    from compress.clamping import measured
     from compress.hf import from_pretrained
     from compress.tasks import evaluate_tasks
 
@@ -119,7 +119,7 @@ def evaluate(
     with progress_bars(as_json) as progress:
         for source in text or []:
             tokens = data.evaluation_tokens(data.TextSource(text=source, length=length, sequences=sequences), tokenizer)
-            out[source] = perplexity(model, tokens, progress=progress)
+            out[source] = measured(model, tokens, progress)
         if tasks:
             out["tasks"] = evaluate_tasks(name, _split(tasks), limit)
     if as_json:

@@ -247,8 +247,8 @@ def assemble(
 
 
 def evaluate(job: Job, replacements: Mapping[str, Sequence[Replacement]], progress: Progress) -> dict[str, Any]:
-    """Perplexity of every variant on every text of the recipe, in float32."""
-    from compress.evaluate import perplexity
+    """Perplexity of every variant on every text of the recipe, in float32, and how often its surrogates clamped."""
+    from compress.clamping import measured as measure
 
     evaluation = job.recipe.evaluation
     if not evaluation.texts:
@@ -267,7 +267,7 @@ def evaluate(job: Job, replacements: Mapping[str, Sequence[Replacement]], progre
         model = load_variant(job.model, parts) if len(measured) < len(texts) else None
         out[variant] = {}
         for name, tokens in texts.items():
-            out[variant][name] = measured[name] if name in measured or model is None else perplexity(model, tokens)
+            out[variant][name] = measured[name] if name in measured or model is None else measure(model, tokens)
             tick()
     checkpoint.write_json(
         job.work / "baseline.json", {**known, **{keys[name]: value for name, value in out["baseline"].items()}}

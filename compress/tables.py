@@ -50,7 +50,8 @@ def fit_table(report: Mapping[str, Any]) -> Table:
     base = evaluation.get("baseline", {})
     for variant, values in evaluation.items():
         cells = [f"{values[t]['perplexity']:.3f} ({values[t]['nll'] - base[t]['nll']:+.4f} nats)" for t in texts]
-        table.add_row(variant, *cells)
+        held = [f"; {values[t]['clamped']:.2%} of latents clamped" if "clamped" in values[t] else "" for t in texts]
+        table.add_row(variant, *(cell + note for cell, note in zip(cells, held, strict=True)))
     return table
 
 
