@@ -118,6 +118,10 @@ class Method(BaseModel):
         """The expensive part; pure, deterministic under `material.seed`."""
         raise NotImplementedError
 
+    def decide(self, artefacts: Sequence[Artefact]) -> list[Method]:
+        """Of one step's finished units: the method of each, with what they decide together. Artefacts hold spectra only."""
+        return [self] * len(artefacts)
+
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
         """The cheap part: decisions, specs, tensors."""
         raise NotImplementedError

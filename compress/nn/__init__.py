@@ -3,6 +3,7 @@
 from torch import nn
 
 from compress.nn.attention import CrystallizedAttention
+from compress.nn.latent import LatentAttention
 from compress.nn.linear import DenseLinear, LowRankLinear, PivotedLinear, SharedLinear
 from compress.nn.mlp import AffineMLP, IdentityMLP, MeanMLP, PassThrough, ZeroMLP
 from compress.nn.symbolic import SymbolicMLP
@@ -19,7 +20,8 @@ KINDS: dict[str, type[nn.Module]] = {
     "affine_mlp": AffineMLP,
     "symbolic_mlp": SymbolicMLP,
     "crystallized_attention": CrystallizedAttention,
+    "latent_attention": LatentAttention,
 }
 
 # Kinds that keep (part of) the module they replace; they are built with it as `original`.
-WRAPPERS: frozenset[str] = frozenset({"crystallized_attention"})
+WRAPPERS: frozenset[str] = frozenset({"crystallized_attention", "latent_attention"})

@@ -91,11 +91,8 @@ def attend(
     if mask is None and new > 1:  # a longer cache is one that is not filled yet
         key, value = key[:, :, :new], value[:, :, :new]
     q = query.unflatten(1, (groups, query.shape[1] // groups)) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    q = q.to(query.dtype)
-    if mask is not None:
-        mask = mask[:, :, None] if mask.shape[1] == 1 else mask.unflatten(1, (groups, -1))
     if torch.compiler.is_exporting() or new == 1:
-        scores = _scores(q, key, mask, cap, 0, 0)
+        scores = masked_scores(q, key, mask, cap)
         weights = scores.softmax(dim=-1).to(value.dtype)
         return _product(weights, value), scores.argmax(dim=-1)
     blocks = [_running(q, key, value, mask, cap, start) for start in range(0, new, QUERY_BLOCK)]
@@ -115,7 +112,7 @@ def _running(
     weighted = torch.zeros(*q.shape[:-1], value.shape[-1], dtype=torch.float32, device=q.device)
     for first in range(0, visible, KEY_BLOCK):
         keys, values = (t[:, :, first : min(first + KEY_BLOCK, visible)] for t in (key, value))
-        scores = _scores(q, keys, mask, cap, start, first)
+        scores = masked_scores(q, keys, mask, cap, start, first)
         highest, where = scores.max(dim=-1)
         top = torch.where(highest > best, where + first, top)  # strictly: of equal ones the earlier stays
         larger = torch.maximum(best, highest)
@@ -127,8 +124,10 @@ def _running(
     return (weighted / total_weight[..., None]).to(value.dtype), top
 
 
-def _scores(q: Tensor, key: Tensor, mask: Tensor | None, cap: float | None, start: int, first: int) -> Tensor:
-    """Masked scores of q (B, G, H/G, t, C) with key (B, G, s, C), float32; blocks begin at query `start` and key `first`."""
+def masked_scores(
+    q: Tensor, key: Tensor, mask: Tensor | None, cap: float | None = None, start: int = 0, first: int = 0
+) -> Tensor:
+    """Masked scores of q (B, G, H/G, t, C) with key (B, G, s, C), float32; a block begins at query `start`, key `first`."""
     scores = _product(q, key.transpose(2, 3)).float()
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
@@ -139,6 +138,7 @@ def _scores(q: Tensor, key: Tensor, mask: Tensor | None, cap: float | None, star
         rows = torch.arange(start, start + q.shape[3], device=q.device)[:, None]
         columns = torch.arange(first, first + key.shape[2], device=q.device)
         return scores.masked_fill(columns > rows, lowest)
+    mask = mask[:, :, None] if mask.shape[1] == 1 else mask.unflatten(1, (key.shape[1], -1))
     part = mask[..., start : start + q.shape[3], first : first + key.shape[2]]
     if part.dtype == torch.bool:
         return scores.masked_fill(~part, lowest)
