@@ -218,10 +218,10 @@ def methods(
     """List the methods, or document one method's options."""
     from compress import methods as registry
     from compress import tables
-    from compress.recipe import _allowed
+    from compress.mistakes import nearest
 
     if name is not None and name not in registry.names():
-        raise ValueError(f"unknown method {name!r}; {_allowed(name, registry.names())}")
+        raise ValueError(f"unknown method {name!r}; {nearest(name, registry.names())}")
     chosen = {n: registry.load(n) for n in ([name] if name else registry.names())}
     if as_json:
         emit({n: m.model_json_schema() for n, m in chosen.items()})

@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from torch import Tensor
 
 from compress.distillation import Distilled
+from compress.mistakes import explain
 from compress.numerics.front import Rule, choose
 from compress.numerics.regression import HELD_OUT, EngineOptions, regress_each
-from compress.recipe import explain
 from compress.token_function import TokenFunction
 
 FARTHEST = 2.0  # r of the farthest neighbours: their weight is e⁻² of the nearest's

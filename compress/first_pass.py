@@ -136,16 +136,25 @@ class FirstPass:
     def _collect_and_fit(
         self, units: Sequence[Unit], collector: Collector, index: int, layer: nn.Module, tick: Callable[[], None]
     ) -> None:
-        """Take what this layer gave; fit the units that now have everything."""
+        """Take what this layer gave; fit the units that now have everything, the widest input first, and let go of each
+        statistic with its last reader: the others then do not pay for it.
+        """
         collector.close()
         release_freed()
         prefix = self.model.architecture.layer(index) + "."
-        for unit in units:
+        here = {id(u): [n for n in self._needs(u).values() if n.input_of.startswith(prefix)] for u in units}
+        waiting = sorted(units, key=lambda unit: -collector.size(here[id(unit)]))
+        while waiting:
+            unit = waiting.pop(0)
             needs = self._needs(unit)
-            collected = self._collected.setdefault(id(unit), {})
+            collected = self._collected.pop(id(unit), {})
             collected |= {key: collector[need] for key, need in needs.items() if need.input_of.startswith(prefix)}
+            collector.keep(need for other in waiting for need in here[id(other)])
             if len(collected) == len(needs):
-                self._fit([unit], self._collected.pop(id(unit)), layer, tick)
+                self._fit([unit], collected, layer, tick)
+            else:
+                self._collected[id(unit)] = collected
+            del collected
 
     def _fit(
         self, units: Sequence[Unit], statistics: Mapping[str, Statistic], layer: nn.Module, tick: Callable[[], None]

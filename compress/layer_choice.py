@@ -22,8 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from compress import checkpoint, data, plots, run, splits
 from compress.assembly import storage_dtype
 from compress.decision_log import append, open_log
+from compress.mistakes import explain
 from compress.mlp_candidates import Candidate, families
-from compress.recipe import Recipe, explain
+from compress.recipe import Recipe
 from compress.run import Job, Progress, silent
 from compress.trials import Split, Tail
 

@@ -10,12 +10,11 @@ output: runs/first
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from compress import methods
 from compress.architecture import Architecture
 from compress.data import TextSource
+from compress.mistakes import explain, nearest
 
 Control = Literal["identity", "zero", "mean", "pca", "affine"]
 
@@ -106,7 +106,7 @@ class Step(_Section):
         if name is None:
             raise ValueError(f"a step needs method: one of {', '.join(methods.names())}")
         if name not in methods.names():
-            raise ValueError(f"unknown method {name!r}; {_allowed(str(name), methods.names())}")
+            raise ValueError(f"unknown method {name!r}; {nearest(str(name), methods.names())}")
         if layers is not None:
             if not isinstance(targets, Mapping) or "layers" in targets:
                 raise ValueError("layers is given twice: beside targets and inside it, or beside globs")
@@ -170,6 +170,17 @@ class Refinement(_Section):
     )
 
 
+class Finetuning(_Section):
+    """After the fit, all replaced modules together against the original's next-token distribution; both models in memory."""
+
+    steps: Annotated[int, Field(ge=1)] = Field(default=200, description="Adam steps")
+    lr: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="peak learning rate, warm-up, cosine to zero")
+    batch: Annotated[int, Field(ge=1)] = Field(default=16, description="windows per step")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.05, description="share of the windows that choose the best step"
+    )
+
+
 class Recipe(_Section):
     """A whole run."""
 
@@ -180,6 +191,7 @@ class Recipe(_Section):
         default=False, description="calibrate each layer on the outputs of the compressed layers before it"
     )
     refine: Refinement | None = Field(default=None, description="block refinement of each layer after its modules are replaced")
+    finetune: Finetuning | None = Field(default=None, description="whole-model fine-tuning of the replaced modules, last")
     keep_dense_if_slower: bool | str = Field(
         default=False, description="leave dense what is slower factored, timed on this device: true for cpu, or cpu, cuda, mps"
     )
@@ -248,40 +260,6 @@ def set_value(root: Any, override: str) -> None:
         at = at[place]
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line per mistake pydantic found in `model`, with the nearest allowed key for an unknown one."""
-    return [f"{'.'.join(map(str, item['loc']))}: {_message(item, model)}".removeprefix(": ") for item in error.errors()]
-
-
-def _message(item: Any, model: type[BaseModel]) -> str:
-    if item["type"] == "extra_forbidden":
-        *path, key = item["loc"]
-        return f"unknown key {key!r}; {_allowed(str(key), _section(model, path).model_fields)}"
-    message = item["msg"].removeprefix("Value error, ")
-    given = item["input"]
-    return message if isinstance(given, (dict, list)) or item["type"] == "value_error" else f"{message}; given {given!r}"
-
-
-def _section(model: type[BaseModel], path: Sequence[object]) -> type[BaseModel]:
-    """The model class that a location inside `model` belongs to."""
-    for key in path:
-        annotation = model.model_fields[str(key)].annotation if str(key) in model.model_fields else None
-        inner = [c for c in _flatten(annotation) if isinstance(c, type) and issubclass(c, BaseModel)]
-        model = inner[0] if inner else model  # an index into a list stays in the list's section
-    return model
-
-
-def _flatten(annotation: object) -> list[object]:
-    inner = [part for argument in get_args(annotation) for part in _flatten(argument)]
-    return [annotation, *inner]
-
-
-def _allowed(given: str, allowed: Iterable[str]) -> str:
-    options = list(allowed)
-    near = difflib.get_close_matches(given, options, n=1)
-    return (f"did you mean {near[0]!r}? " if near else "") + (f"allowed: {', '.join(options)}" if options else "")
-
-
 def target_layers(targets: Targets, n_layers: int) -> list[int]:
     """The layer indices a step names, sorted. Raises ValueError for one that is not there."""
     if targets.layers == "all":
@@ -298,14 +276,12 @@ def target_modules(targets: Targets, architecture: Architecture, n_layers: int) 
     if targets.modules is not None:
         for pattern in targets.modules:
             if not fnmatch.filter(everything, pattern):
-                raise ValueError(f"targets: {pattern!r} matches no module; {_allowed(pattern, everything)[:400]}")
+                raise ValueError(f"targets: {pattern!r} matches no module; {nearest(pattern, everything)[:400]}")
         return [name for name in everything if any(fnmatch.fnmatchcase(name, p) for p in targets.modules)]
     roles = list(architecture.roles) if targets.roles == "all" else targets.roles
     for role in roles:
         if role not in architecture.roles:
-            raise ValueError(
-                f"targets: role {role!r} is not in {architecture.model_type}; {_allowed(role, architecture.roles)}"
-            )
+            raise ValueError(f"targets: role {role!r} is not in {architecture.model_type}; {nearest(role, architecture.roles)}")
     layers = target_layers(targets, n_layers)
     if not roles or not layers:
         raise ValueError(

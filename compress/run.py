@@ -18,6 +18,7 @@ from torch import Tensor
 
 from compress import checkpoint, data
 from compress.assembly import kept_names, load_variant, plan_of, storage_dtype, stored_tensors, tensors_of
+from compress.finetune import finetune
 from compress.first_pass import BATCH_TOKENS, FirstPass, Progress
 from compress.methods.base import Artefact, Method, Preview, Replacement
 from compress.recipe import Recipe
@@ -121,6 +122,11 @@ def fit(recipe: Recipe, *, fresh: bool = False, progress: Progress = silent, wor
         else replace_on_disk(job, units, material)
         for name, units in job.variants.items()
     }
+    if recipe.finetune is not None:
+        tick = progress("finetune", recipe.finetune.steps)
+        replacements["compressed"] = finetune(
+            job.model, replacements["compressed"], tokens, recipe.finetune, recipe.seed, job.work / "finetuned", tick
+        )
     report = assemble(job, replacements["compressed"], material, data.token_hash(tokens), progress)
     evaluation = evaluate(job, replacements, progress)
     finish(job, replacements["compressed"], {**report, "evaluation": evaluation})

@@ -23,8 +23,9 @@ from compress.assembly import storage_dtype
 from compress.decision_log import append, open_log
 from compress.methods.base import Artefact, Replacement
 from compress.methods.low_rank import LowRankMethod
+from compress.mistakes import explain
 from compress.numerics.rank import Form, RankRule, allocate, parameters, rank_at
-from compress.recipe import Recipe, explain
+from compress.recipe import Recipe
 from compress.run import Job, Progress, silent
 from compress.trials import Split, Tail
 from compress.units import Unit, layers_of

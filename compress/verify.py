@@ -168,7 +168,7 @@ def _loader(folder: Path, variant: str, origin: Record) -> Callable[[], Any] | s
     if variant not in ("identity", "zero", "mean"):
         return "this control is fitted, not derived: run fit again"
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    if recipe.get("propagate_error") or recipe.get("refine"):
+    if any(recipe.get(key) for key in ("propagate_error", "refine", "finetune")):
         return "the other modules were fitted on the surrogates' outputs, so that this control has others: run fit again"
     return lambda: _control(folder, variant, origin)
 

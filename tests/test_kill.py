@@ -1,4 +1,4 @@
-"""kill −9 in the middle of a fit, twice, in a real process: the third run ends with the bytes of an undisturbed one."""
+"""kill −9 in the middle of a fit, three times, in a real process: the fourth run ends with the bytes of an undisturbed one."""
 
 import os
 import signal
@@ -24,8 +24,9 @@ run.fit(recipe.load_recipe(sys.argv[1]))
 def test_kill_nine_loses_nothing(tmp_path):
     source = tiny_folder(tmp_path / "source", "llama")
     step = {"method": "feature_space", "targets": {"roles": ["v", "up"]}, "rank": {"keep": 0.5}}
+    tune = {"steps": 20, "lr": 0.01, "batch": 2}
     for name in ("killed", "whole"):
-        (tmp_path / f"{name}.yaml").write_text(tiny_recipe(source, tmp_path / name, step).to_yaml())
+        (tmp_path / f"{name}.yaml").write_text(tiny_recipe(source, tmp_path / name, step, finetune=tune).to_yaml())
 
     def start(name: str, units: int) -> int:
         command = [sys.executable, "-c", DYING, str(tmp_path / f"{name}.yaml"), str(units)]
@@ -33,6 +34,7 @@ def test_kill_nine_loses_nothing(tmp_path):
 
     assert start("killed", 1) == -signal.SIGKILL
     assert start("killed", 2) == -signal.SIGKILL
+    assert start("killed", 4) == -signal.SIGKILL  # within the fine-tuning
     assert start("killed", 99) == 0
     assert start("whole", 99) == 0
     for file in ("model.safetensors", "config.json"):

@@ -13,7 +13,7 @@ from compress.numerics.rank import rank_at
 from compress.recipe import Recipe, load_recipe, parse_recipe, set_value
 
 METHODS = ", ".join(methods.names())
-TOP = "model, calibration, steps, propagate_error, refine, keep_dense_if_slower, evaluation, output, seed"
+TOP = "model, calibration, steps, propagate_error, refine, finetune, keep_dense_if_slower, evaluation, output, seed"
 
 
 def plain(**changes):

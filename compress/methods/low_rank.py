@@ -86,7 +86,7 @@ class LowRankMethod(Method):
 
     def fit(self, material: Material) -> Artefact:
         each = [material.linear(module) for module in material.group.modules]
-        weight = torch.cat([w for w, _ in each])
+        weight = torch.cat([w for w, _ in each]) if len(each) > 1 else each[0][0]
         d_out, d_in = weight.shape
         metric = self.input_metric(material)
         damping, note = (0.0, {}) if metric is None else _damping(material, d_in)

@@ -78,7 +78,9 @@ def factorize(
         if input_metric is not None:
             product = weighted @ input_metric
             product.add_(weighted, alpha=input_damping * float(input_metric.diagonal().mean()))
-        vectors, spectrum = _leading(product @ weighted.T)
+        gram = product @ weighted.T
+        del product  # as large as the weight
+        vectors, spectrum = _leading(gram)
         left = vectors if g_inverse is None else g_inverse @ vectors
         return Decomposition(left, vectors.T @ weighted, spectrum)
     c_root, c_inverse = None, None
@@ -92,7 +94,7 @@ def factorize(
 
 def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvectors (columns) and eigenvalues of a symmetric matrix, largest first, with a fixed sign."""
-    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    values, vectors = torch.linalg.eigh((gram + gram.T).mul_(0.5))
     vectors = vectors.flip(1)
     # eigh leaves the sign open; fixing it makes files reproducible across LAPACK builds.
     signs = torch.sign(vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)))
