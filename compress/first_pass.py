@@ -59,7 +59,7 @@ class FirstPass:
 
     @property
     def gradients(self) -> Gradients:
-        return Gradients(self.work / "gradients", self.material)
+        return Gradients(self.work / "gradient_moments", self.material)
 
     def artefact(self, unit: Unit, only: Container[str] | None = None) -> Artefact | None:
         """The unit's file (`only` some of its tensors), or None where it is missing, damaged or of something else."""

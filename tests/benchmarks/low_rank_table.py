@@ -33,6 +33,11 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "+ one budget": ({**FISHER, "form": "pivoted", "rank": "budget"}, {}),
     "+ error propagation": ({**FISHER, "form": "pivoted", "rank": "budget"}, {"propagate_error": True}),
     "+ block refinement": ({**FISHER, "form": "pivoted", "rank": "budget"}, {"propagate_error": True, "refine": True}),
+    "+ fine-tuning": (
+        {**FISHER, "form": "pivoted", "rank": "budget"},
+        {"propagate_error": True, "refine": True, "finetune": True},
+    ),
+    "one budget without the loss weight": ({"method": "feature_space", "form": "pivoted", "rank": "budget"}, {}),
 }
 
 
@@ -40,7 +45,8 @@ def recipe_of(base: dict[str, Any], row: str, keep: float, out: Path) -> dict[st
     step, more = ROWS[row]
     rule = step.get("rank", "keep")
     steps = [{**{k: v for k, v in step.items() if k != "rank"}, "targets": base["steps"][0]["targets"], "rank": {rule: keep}}]
-    levers = {"propagate_error": more.get("propagate_error", False), "refine": base["refine"] if more.get("refine") else None}
+    levers = {"propagate_error": more.get("propagate_error", False)}
+    levers |= {key: base[key] if more.get(key) else None for key in ("refine", "finetune")}
     return {**base, "steps": steps, **levers, "output": str(out / "points" / f"{list(ROWS).index(row)}-{keep}")}
 
 
