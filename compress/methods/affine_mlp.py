@@ -12,7 +12,7 @@ from torch import Tensor
 from compress.architecture import Architecture
 from compress.methods.base import Artefact, Group, Material, Method, Need, Preview, Replacement, chain_tensors, mlp_chain
 from compress.methods.low_rank import GRADIENT_DAMPING
-from compress.methods.skip_mlp import mlp_parameters
+from compress.methods.skip_mlp import mlp_parameters, parameters_before
 from compress.numerics import subspace
 from compress.numerics.joint_regression import Fit, Joint, solve
 from compress.numerics.statistics import Moments
@@ -134,9 +134,3 @@ def affine_replacement(group: Group, fit: Fit, row: Mapping[str, Any], architect
 
 def d_model(group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> int:
     return shapes[f"{architecture.module(group.layer, 'down')}.weight"][1 if architecture.conv1d else 0]
-
-
-def parameters_before(material: Material) -> int:
-    """Parameters of the MLP that is replaced, biases included."""
-    prefixes = tuple(f"{module}." for module in material.group.modules)
-    return sum(t.numel() for name, t in material.weights.items() if name.startswith(prefixes))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compress.architecture import Architecture
 from compress.methods.base import Artefact, Group, Material, Method, Need, Preview, Replacement
-from compress.methods.skip_mlp import mlp_parameters
+from compress.methods.skip_mlp import mlp_parameters, parameters_before
 from compress.numerics.statistics import Moments
 from compress.plan import ModuleSpec
 
@@ -65,7 +65,7 @@ class MLPBottleneck(Method):
                     f"{role}.latent": v_in.T @ mean_in,
                     f"{role}.offset": weight @ mean_in + offset,
                 }
-        return Artefact(tensors, {})
+        return Artefact(tensors, {"parameters_before": parameters_before(material)})
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
         data = artefact.tensors
@@ -88,7 +88,8 @@ class MLPBottleneck(Method):
             "explained_variance_in": _explained(data["spectrum_in"], self.inputs),
             "explained_variance_out": _explained(data["spectrum_out"], self.outputs),
         }
-        row = {"module": group.modules[-1], "kind": "bottleneck", "rank": [self.inputs, self.outputs], **explained}
+        sizes = {"parameters": sum(t.numel() for t in tensors.values()), **artefact.metadata}
+        row = {"module": group.modules[-1], "kind": "bottleneck", "rank": [self.inputs, self.outputs], **sizes, **explained}
         return Replacement(tuple(specs), tensors, tuple(s.module for s in specs), (row,))
 
 

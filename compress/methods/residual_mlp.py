@@ -22,11 +22,10 @@ from compress.methods.affine_mlp import (
     affine_replacement,
     d_model,
     output_metric,
-    parameters_before,
 )
 from compress.methods.base import Artefact, Group, Material, Method, Need, Preview, Replacement, chain_tensors, mlp_chain
 from compress.methods.prune_channels import neurons
-from compress.methods.skip_mlp import mlp_parameters
+from compress.methods.skip_mlp import mlp_parameters, parameters_before
 from compress.numerics import subspace
 from compress.numerics.expression import join, to_text
 from compress.numerics.features import evaluate, renumbered, varying

@@ -35,11 +35,12 @@ class SkipMLP(Method):
         return [Preview(group.modules[-1], (d_model, d_model), before, after, self.output)]
 
     def fit(self, material: Material) -> Artefact:
+        about = {"parameters_before": parameters_before(material)}
         if self.output != "mean":
-            return Artefact({}, {})
+            return Artefact({}, about)
         weight, bias = material.linear(material.architecture.module(material.group.layer, "down"))
         mean = weight @ cast(Moments, material.statistics["down"]).mean
-        return Artefact({"mean": mean if bias is None else mean + bias}, {})
+        return Artefact({"mean": mean if bias is None else mean + bias}, about)
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
         outer, module = architecture.mlp_outer, group.modules[-1]
@@ -49,7 +50,8 @@ class SkipMLP(Method):
             options["d_model"] = artefact.tensors["mean"].shape[0]
             tensors[f"{module}.{outer}.bias"] = artefact.tensors["mean"]
         spec = ModuleSpec(module=module, kind=f"{self.output}_mlp", options=dict(options))
-        row = {"module": module, "kind": spec.kind, "rank": None}
+        numbers = sum(tensor.numel() for tensor in tensors.values())
+        row = {"module": module, "kind": spec.kind, "rank": None, "parameters": numbers, **artefact.metadata}
         return Replacement(mlp_chain(group, spec), {**chain_tensors(group), **tensors}, group.modules, (row,))
 
 
@@ -57,3 +59,9 @@ def mlp_parameters(group: Group, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Parameters of the modules of an MLP group, biases included."""
     inside = [s for name, s in shapes.items() if any(name.startswith(m + ".") for m in group.modules)]
     return sum(int(torch.Size(s).numel()) for s in inside)
+
+
+def parameters_before(material: Material) -> int:
+    """The same of an MLP that is about to be replaced, from its weights."""
+    prefixes = tuple(f"{module}." for module in material.group.modules)
+    return sum(t.numel() for name, t in material.weights.items() if name.startswith(prefixes))

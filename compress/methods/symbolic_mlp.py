@@ -13,7 +13,7 @@ from torch import Tensor
 from compress.architecture import Architecture
 from compress.methods.base import Artefact, Group, Material, Method, Need, Preview, Replacement, chain_tensors, mlp_chain
 from compress.methods.mlp_bottleneck import principal_components
-from compress.methods.skip_mlp import mlp_parameters
+from compress.methods.skip_mlp import mlp_parameters, parameters_before
 from compress.numerics.expression import join, to_text
 from compress.numerics.front import Front, Rule, choose
 from compress.numerics.program import compile_program
@@ -100,7 +100,7 @@ class SymbolicSurrogate(Method):
             "variances_out": (writer.variances / writer.total).tolist(),
             "explained_variance_in": float(reader.variances.sum() / reader.total),
             "explained_variance_out": float(writer.variances.sum() / writer.total),
-            "parameters_before": sum(t.numel() for name, t in material.weights.items() if _inside(name, material.group)),
+            "parameters_before": parameters_before(material),
             "rows": len(values),
         }
         return Artefact(tensors, metadata)
@@ -181,7 +181,3 @@ def _affine_r2(z: np.ndarray, y: np.ndarray, cut: int) -> list[float]:
     weights = np.linalg.lstsq(design[:cut], y[:cut], rcond=None)[0]
     error = ((y[cut:] - design[cut:] @ weights) ** 2).mean(axis=0)
     return (1 - error / y[cut:].var(axis=0).clip(1e-300)).tolist()
-
-
-def _inside(name: str, group: Group) -> bool:
-    return any(name.startswith(f"{module}.") for module in group.modules)
