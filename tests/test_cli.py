@@ -1,11 +1,15 @@
 """The command line: 0, 1 and 2 mean done, a measured breach and a user's mistake; a mistake is one line; JSON is JSON."""
 
 import json
+import re
+import shlex
 
 import pytest
 from recipes_for_tests import tiny_folder, tiny_recipe
 
 from compress import checkpoint, cli, methods, run
+from compress.recipe import load_recipe, read_yaml
+from compress.sweep import points_of_settings
 
 STEP = {"method": "feature_space", "targets": {"roles": ["q", "v"]}, "rank": {"keep": 0.5}}
 
@@ -185,13 +189,34 @@ def test_recipes_are_listed_and_copied(compress, tmp_path, monkeypatch):
     assert (code, err) == (0, "")
 
 
+def header_commands(file):
+    """The commands of a recipe's header, as arguments; a backslash at the end of a line continues it."""
+    header = "\n".join(line.removeprefix("#").strip() for line in file.read_text().splitlines() if line.startswith("#"))
+    found = re.findall(rf"compress (?:\w+) recipes/{file.name}[^\n]*", header.replace("\\\n", " "))
+    return [shlex.split(re.split(r"\s{2,}\(", command)[0])[1:] for command in found]
+
+
 @pytest.mark.parametrize("file", sorted(cli.recipes_folder().glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_packaged_recipe_is_valid_and_says_how_to_run_it(compress, file):
-    header = [line for line in file.read_text().splitlines() if line.startswith("#")]
-    assert any(f"compress {command} recipes/{file.name}" in line for line in header for command in ("fit", "sweep", "search"))
-    code, out, err = compress("fit", file, "--dry-run", "--json")
+def test_every_packaged_recipe_is_valid_and_says_how_to_run_it_on_the_packaged_model(compress, file):
+    """A recipe for a model of the hub has the command that runs it on novella in its header."""
+    commands = header_commands(file)
+    assert commands
+    plain = read_yaml(file)["model"] == "novella"
+    here = ["fit", str(file)] if plain else next(c for c in commands if "model=novella" in c and c[0] == "fit")
+    code, out, err = compress("fit", file, *here[2:], "--dry-run", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["modules"]
+
+
+@pytest.mark.parametrize("file", sorted(cli.recipes_folder().glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_command_of_a_recipes_header_parses(file):
+    for command, _, *rest in header_commands(file):
+        settings = [rest[i + 1] for i, word in enumerate(rest) if word == "--set"]
+        if command == "sweep":
+            assert points_of_settings(file, settings)
+        elif not any("table:" in setting for setting in settings):  # a file that the search writes
+            load_recipe(file, settings)
+        assert command in ("fit", "sweep", "search", "layers")
 
 
 def test_version_and_help(compress):
