@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +23,9 @@ from compress.console import (
     recipes_folder,
     show,
 )
+
+if TYPE_CHECKING:
+    from compress.recipe import Recipe
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Compress HuggingFace transformers after training."
@@ -84,15 +88,12 @@ def fit(
     if points and not dry_run:
         _fit_points(points, fresh, as_json)
         return
-    loaded = points[0].recipe if points else load_recipe(packaged(recipe), overrides or [])
+    if dry_run:
+        _preview([point.recipe for point in points] or [load_recipe(packaged(recipe), overrides or [])], as_json)
+        return
+    loaded = load_recipe(packaged(recipe), overrides or [])
     from compress import run, tables
 
-    if dry_run:  # of a list, at its first value: the others differ in the ranks alone
-        job = run.prepare(loaded)
-        rows = [preview for _, preview in run.previews(job)]
-        peak = run.expected_peak_bytes(job)
-        emit(tables.preview_json(rows, peak)) if as_json else show(tables.preview_table(rows, peak))
-        return
     with progress_bars(as_json) as progress:
         folder = run.fit(loaded, fresh=fresh, progress=progress)
     report = json.loads((folder / "report.json").read_text())
@@ -101,6 +102,21 @@ def fit(
     else:
         show(tables.fit_table(report))
         print(f"checkpoint: {folder}")
+
+
+def _preview(recipes: Sequence[Recipe], as_json: bool) -> None:
+    """The plan of each recipe, from config.json and headers alone."""
+    from compress import run, tables
+
+    plans = []
+    for recipe in recipes:
+        job = run.prepare(recipe)
+        rows, peak = [preview for _, preview in run.previews(job)], run.expected_peak_bytes(job)
+        plans.append({"output": str(recipe.output), **tables.preview_json(rows, peak)})
+        if not as_json:
+            show(tables.preview_table(rows, peak, str(recipe.output)))
+    if as_json:
+        emit(plans[0] if len(plans) == 1 else {"points": plans})
 
 
 @app.command()

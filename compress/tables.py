@@ -10,10 +10,12 @@ from rich.table import Table
 from compress.methods.base import Method, Preview
 
 
-def preview_table(rows: Sequence[Preview], peak_bytes: int) -> Table:
+def preview_table(rows: Sequence[Preview], peak_bytes: int, output: str) -> Table:
     """The plan of a dry run."""
     table = Table(
-        title="plan", caption=f"expected peak memory beyond the imports: about {peak_bytes / 2**20:,.0f} MiB", show_footer=True
+        title=f"plan for {output}",
+        caption=f"expected peak memory beyond the imports: about {peak_bytes / 2**20:,.0f} MiB",
+        show_footer=True,
     )
     before, after = sum(r.before for r in rows), [r.after for r in rows]
     known = None if None in after else sum(a for a in after if a is not None)
@@ -198,5 +200,6 @@ def layers_table(found: Mapping[str, Any]) -> Table:
         table.add_section()
         for row in rows:
             values = ["overflows" if row[s] is None else f"{row[s]:.3f}" for s in ("search", "test")]
-            table.add_row(method, str(row["layer"]), f"{row['removed']:.1%}", *values)
+            size = "" if row["size"] is None else f" at {row['size']}"
+            table.add_row(method, f"{row['layer']}{size}", f"{row['removed']:.1%}", *values)
     return table
