@@ -6,12 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import fill
-
-from torch import nn
+from typing import Any
 
 from compress import __version__
 from compress.inline import import_block, inline
 from compress.nn import KINDS
+from compress.nn.attention import crystallize
 from exporters import torch_blocks as blocks
 from exporters.torch_family import Family
 from exporters.torch_linears import Linear, cell, fixed, keywords, maker_source, usual_bias
@@ -36,7 +36,12 @@ from __future__ import annotations
 {imports}
 
 '''
-_SWITCHES = {"window": "window: int | None = None", "rotary": "rotary: bool = True", "scale": "scale: float"}
+_SWITCHES = {
+    "window": "window: int | None = None",
+    "rotary": "rotary: bool = True",
+    "scale": "scale: float",
+    "averaged": "averaged: int | None = None",
+}
 
 
 def source(parts: Parts) -> str:
@@ -102,7 +107,9 @@ def _rows(parts: Parts, columns: Mapping[str, Sequence[str]], usual: Mapping[str
 def _varying(family: Family) -> dict[str, Sequence[object]]:
     """What differs between the attentions of two layers, beside their linears."""
     per_layer = {"window": family.windows, "rotary": family.rope_layers, "scale": family.scales}
-    return {name: values for name, values in per_layer.items() if len(set(values)) > 1}
+    varying: dict[str, Sequence[object]] = {name: values for name, values in per_layer.items() if len(set(values)) > 1}
+    crystallized = any(rank is not None for rank in family.averaged)
+    return varying | ({"averaged": family.averaged} if crystallized else {})
 
 
 def _switch_types(family: Family) -> list[str]:
@@ -112,6 +119,7 @@ def _switch_types(family: Family) -> list[str]:
 def _switches(family: Family) -> list[list[str]]:
     """Per layer the keyword arguments of its attention."""
     texts = {"window": lambda v: "window=WINDOW" if v else "", "rotary": lambda v: "" if v else "rotary=False"}
+    texts["averaged"] = lambda v: "" if v is None else f"averaged={v}"
     varying = _varying(family)
     return [
         [text for name, values in varying.items() if (text := texts.get(name, lambda v: f"scale={v!r}")(values[layer]))]
@@ -140,11 +148,12 @@ def _head(head: Linear | None) -> str:
     return f"{head.builds}(D_MODEL, VOCABULARY, {options})"
 
 
-def _copied(parts: Parts, tabled: Sequence[Linear]) -> list[type[nn.Module]]:
+def _copied(parts: Parts, tabled: Sequence[Linear]) -> list[Any]:
     """Classes of compress that the file uses, each once."""
     linears = [linear for linear in [*tabled, *([parts.head] if parts.head else [])] if linear.builds != "nn.Linear"]
     classes = [KINDS[str(linear.kind)] for linear in linears]
-    return list(dict.fromkeys([*classes, *(item.inlined for item in parts.surrogates.values() if item.inlined)]))
+    functions = [crystallize] if any(rank is not None for rank in parts.family.averaged) else []
+    return list(dict.fromkeys([*functions, *classes, *(item.inlined for item in parts.surrogates.values() if item.inlined)]))
 
 
 def _aliases(family: Family, tabled: Sequence[Linear]) -> str:
@@ -171,6 +180,8 @@ def _summary(parts: Parts) -> str:
     """Which modules are not the original ones, in a sentence."""
     counts = Counter(linear.builds for linear in parts.of(*parts.linears) if linear.kind is not None)
     told = [f"{count} of its linears are {name}" for name, count in counts.items()]
+    if few := [str(layer) for layer, rank in enumerate(parts.family.averaged) if rank is not None]:
+        told.append(f"the attention of layers {', '.join(few)} reads its top value and averages few dimensions beside it")
     layers: dict[str, list[str]] = {}
     for layer, item in parts.surrogates.items():
         name = "SymbolicMLP" if item.symbolic else item.expression.partition("(")[0]

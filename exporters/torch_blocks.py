@@ -145,7 +145,7 @@ def attention_class(family: Family, linears: Mapping[str, str], arguments: Seque
     shared = f"; {family.heads // family.kv_heads} query heads share one key and value head" * (family.heads != family.kv_heads)
     positions = "rotary positions" if family.rope else "positions known from the embeddings"
     names = [argument.partition(":")[0] for argument in arguments]
-    body = [f"self.{name} = {name}" for name in names if name in ("window", "rotary", "scale")]
+    body = [f"self.{name} = {name}" for name in names if name in ("window", "rotary", "scale", "averaged")]
     body += [f"self.{role} = {linears[role]}" for role in ("qkv", "q", "k", "v", "o") if role in linears]
     if family.qk_norm != "none":
         norm = "nn.LayerNorm(HEAD_DIM, eps=NORM_EPS)" if family.norm != "RMSNorm" else "RMSNorm(HEAD_DIM)"
@@ -232,11 +232,21 @@ def _attend(family: Family, names: Sequence[str]) -> list[str]:
         ]
     more = [*[f"scale={scale}"] * bool(scale), *["enable_gqa=True"] * repeated]
     attend = ["q", "k", "v", "attn_mask=mask", *["is_causal=past is None"] * (not window), *more]
+    dense = call("y = F.scaled_dot_product_attention", attend, 0, WIDTH - 8, comment="  # (B, H, T, C)")
     return [
         f"mask = {'' if window else 'None if past is None else '}visible({mask})",
-        *call("y = F.scaled_dot_product_attention", attend, 0, WIDTH - 8, comment="  # (B, H, T, C)"),
+        *(_crystallized(family, dense, scale) if "averaged" in names else dense),
         _out(),
     ]
+
+
+def _crystallized(family: Family, dense: Sequence[str], scale: str) -> list[str]:
+    """The branch of layers that average some dimensions of the values only."""
+    mask = "mask[None, None]" if any(family.windows) else "None if mask is None else mask[None, None]"
+    one = f"y = crystallize({', '.join(['q', 'k', 'v', mask, 'self.averaged', *[scale] * bool(scale)])})  # (B, H, T, C)"
+    if None not in family.averaged:
+        return [one]
+    return ["if self.averaged is None:", *(f"    {line}" for line in dense), "else:", f"    {one}"]
 
 
 def _out() -> str:

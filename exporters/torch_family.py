@@ -85,6 +85,7 @@ class Family:
     final_norm: bool
     embedding: int  # width of the embeddings; OPT-350m has it narrower than the layers
     tied: bool
+    averaged: tuple[int | None, ...] = ()  # crystallized attention: how many dimensions of the values each layer averages
 
     @property
     def projected(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from compress.plan import ModuleSpec, Plan
 from exporters.torch_family import Family, describe, refuse
 from exporters.torch_linears import Linear, Source, original_linear, place, replaced_linear
 from exporters.torch_surrogates import Surrogate, surrogate
+
+_SUPPORTED = "linears and MLPs of decoder layers, crystallized attention, the output projection"
 
 
 @dataclass
@@ -58,10 +61,11 @@ def read(checkpoint: Path) -> Parts:
     shapes = {name: shards.shapes[key] for name, key in stored.items()}
     parts = Parts(family, plan, _end(checkpoint, config), shards, stored, {role: [] for role in row.roles})
     left = {spec.module: spec for spec in plan.modules}
+    parts.family = family = dataclasses.replace(family, averaged=_averaged(family, left))
     _layers(parts, left, shapes)
     parts.head = _head(family, left, shapes)
     for module, spec in left.items():
-        refuse(True, f"replacement of {module!r} by {spec.kind!r}", "linears and MLPs of decoder layers, the output projection")
+        refuse(True, f"replacement of {module!r} by {spec.kind!r}", _SUPPORTED)
     parts.sources = [*_shared(family), *(parts.head.sources if parts.head else ())]
     parts.sources += [source for linear in parts.of(*parts.linears) for source in linear.sources]
     parts.sources += [source for item in parts.surrogates.values() for source in item.sources]
@@ -100,6 +104,16 @@ def _end(checkpoint: Path, config: Any) -> list[int]:
     value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
     value = config.eos_token_id if value is None else value
     return [] if value is None else [int(v) for v in (value if isinstance(value, list) else [value])]
+
+
+def _averaged(family: Family, left: dict[str, ModuleSpec]) -> tuple[int | None, ...]:
+    """How many dimensions of the values each layer averages, None for all; takes the specs that say so out of `left`."""
+    specs = [left.pop(f"{family.row.layer(layer)}.{family.row.attention}", None) for layer in range(family.layers)]
+    for spec in specs:
+        if spec is not None:
+            refuse(spec.kind != "crystallized_attention", f"replacement of {spec.module!r} by {spec.kind!r}", _SUPPORTED)
+            refuse(family.score_cap, "crystallized attention with capped scores", "it without a cap")
+    return tuple(None if spec is None else int(str(spec.options["rank"])) for spec in specs)
 
 
 def _layers(parts: Parts, left: dict[str, ModuleSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:

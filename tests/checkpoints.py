@@ -28,6 +28,7 @@ FAMILIES = tuple(ARCHITECTURES)
 # Three ways to share a basis: k and v of a layer in both forms, v over all layers. A fused qkv is shared over the layers.
 SHARED_KINDS = ("shared_linear", "shared_pivoted", "shared_across")
 LINEAR_KINDS = ("low_rank_linear", "pivoted_linear", "dense_linear", *SHARED_KINDS)
+ATTENTION_KINDS = ("crystallized_attention", "latent_attention")
 MLP_KINDS = ("identity_mlp", "zero_mlp", "mean_mlp", "affine_mlp", "symbolic_mlp")
 
 D_MODEL, D_FF, HEADS, KV_HEADS, LAYERS, VOCABULARY, POSITIONS = 32, 48, 4, 2, 2, 97, 128
@@ -99,7 +100,7 @@ def randomize(module: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-        if parameter.ndim == 2:
+        if parameter.ndim >= 2:
             noise *= 0.5 if "embed" in name or "wte" in name or "wpe" in name else 1.5 / max(parameter.shape[-1], 1) ** 0.5
         elif name.endswith("weight"):
             noise = 1 + 0.2 * noise
@@ -111,6 +112,8 @@ def randomize(module: nn.Module, seed: int) -> None:
         what = name.rpartition(".")[2]
         if what == "order":  # PivotedLinear: which row each output reads
             buffer.copy_(torch.randperm(buffer.numel(), generator=generator))
+        elif what == "frequencies":  # LatentAttention: rotary positions
+            buffer.copy_(500.0 ** -torch.linspace(0, 1, len(buffer) + 1)[:-1])
         elif what in ("low", "high"):  # SymbolicMLP: narrow enough that some latents are clamped
             buffer.fill_(-1.5 if what == "low" else 1.5)
 
@@ -119,7 +122,8 @@ def random_plan(model: Any, *kinds: str) -> Plan:
     """A plan of these kinds, in the model's own shapes.
 
     `low_rank_linear` takes every decoder linear, the shared kinds k and v (or qkv); another linear kind takes q (or qkv) and
-    down of each layer; the n-th MLP kind takes the MLP of the n-th layer from the end. Raises ValueError for an unknown kind.
+    down of each layer; an attention kind takes every layer's attention; the n-th MLP kind takes the MLP of the n-th layer from
+    the end. Raises ValueError for an unknown kind.
     """
     row = architecture(model.config.model_type)
     specs: dict[str, ModuleSpec] = {}
@@ -128,6 +132,9 @@ def random_plan(model: Any, *kinds: str) -> Plan:
     for kind in kinds:
         if kind in SHARED_KINDS:
             specs |= {spec.module: spec for spec in _shared_specs(model, kind)}
+        elif kind in ATTENTION_KINDS:
+            names = [f"{row.layer(layer)}.{row.attention}" for layer in range(layers)]
+            specs |= {n: ModuleSpec(module=n, kind=kind, options=_attention_options(model, kind)) for n in names}
         elif kind in LINEAR_KINDS:
             roles = tuple(row.roles) if kind == "low_rank_linear" else tuple(r for r in ("q", "qkv", "down") if r in row.roles)
             for name in (row.module(layer, role) for layer in range(layers) for role in roles):
@@ -139,7 +146,7 @@ def random_plan(model: Any, *kinds: str) -> Plan:
             outer = ModuleSpec(module=modules[-1], kind=kind, options=_mlp_options(kind, row.mlp_outer))
             specs |= {s.module: s for s in mlp_chain(Group(kind, 0, from_end, modules), outer)}
         else:
-            raise ValueError(f"unknown kind {kind!r}; there are {', '.join((*LINEAR_KINDS, *MLP_KINDS))}")
+            raise ValueError(f"unknown kind {kind!r}; there are {', '.join((*LINEAR_KINDS, *ATTENTION_KINDS, *MLP_KINDS))}")
     return Plan(modules=tuple(specs.values()))
 
 
@@ -168,6 +175,16 @@ def _shared_specs(model: Any, kind: str) -> list[ModuleSpec]:
             options |= {"stored_rows": options["out_features"] - pivots, "owner": None if name == owner else owner}
             specs.append(ModuleSpec(module=name, kind="shared_linear", options=options))
     return specs
+
+
+def _attention_options(model: Any, kind: str) -> dict[str, Any]:
+    config = model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if kind == "crystallized_attention":
+        return {"rank": RANK, "head_dim": head_dim}
+    kv_heads = config.num_key_value_heads
+    own = {"d_model": D_MODEL, "rank": 2 * RANK, "key_rank": 2 * RANK, "value_rank": 2 * RANK}
+    return own | {"head_dim": head_dim, "kv_heads": kv_heads, "scale": 1.0}
 
 
 def _mlp_options(kind: str, outer: str) -> dict[str, Any]:

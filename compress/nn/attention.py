@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-QUERY_BLOCK, KEY_BLOCK = 128, 512  # scores of one block: batch · heads · 128 · 512 numbers, whatever the length
+# Scores of one block are batch · heads · 128 · 512 numbers, whatever the length.
+QUERY_BLOCK = 128
+KEY_BLOCK = 512
 
 
 class CrystallizedAttention(nn.Module):
@@ -36,9 +38,10 @@ class CrystallizedAttention(nn.Module):
         attention.crystallized_rank = rank
         self.rank, self.head_dim, self.config = rank, head_dim, attention.config
         self.layer_idx: int = attention.layer_idx
-        for name, child in original.named_children():
-            self.add_module(name, child)
-        self._attention = (attention,)  # in a tuple: its parameters are listed once, under the names they had
+        # The very tables of the original, so that a linear replaced here is replaced there; in a tuple it is no submodule, and
+        # its parameters are listed once, under the names they had.
+        self._modules, self._parameters, self._buffers = attention._modules, attention._parameters, attention._buffers
+        self._attention = (attention,)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the original's: hidden states (B, T, d_model) → the same shape, and no weights."""
@@ -67,9 +70,25 @@ def crystallized(
     rank: int = module.crystallized_rank
     if attention_mask is not None and attention_mask.ndim != 4:
         raise ValueError("crystallized attention needs a mask of four dimensions: load with attn_implementation='sdpa'")
-    weighted, top = attend(query, key, value[..., :rank], attention_mask, scaling, more.get("softcap"))
-    out = torch.cat([weighted, gather_rows(value[..., rank:], top)], dim=-1)  # (B, G, H/G, T, C)
-    return out.flatten(1, 2).transpose(1, 2).contiguous(), None
+    out = crystallize(query, key, value, attention_mask, rank, scaling, more.get("softcap"))
+    return out.transpose(1, 2).contiguous(), None
+
+
+def crystallize(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    rank: int,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> Tensor:
+    """Averages of the first `rank` dimensions of the values beside the other dimensions of the top position's value.
+
+    query (B, H, T, C), key and value (B, G, S, C), mask as in `attend` → (B, H, T, C).
+    """
+    weighted, top = attend(query, key, value[..., :rank], mask, scale, cap)
+    return torch.cat([weighted, gather_rows(value[..., rank:], top)], dim=-1).flatten(1, 2)
 
 
 def gather_rows(value: Tensor, top: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=384)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--fractions", type=float, nargs="+", default=list(FRACTIONS))
+    parser.add_argument("--refine-at", type=float, nargs="*", default=[0.5, 0.25], help="refinement takes minutes a point")
     parser.add_argument("--out", type=Path, default=Path("runs/latent_table"))
     options = parser.parse_args()
     texts = {"other": options.validation} if options.validation else {"own": "novella"}
@@ -58,7 +59,9 @@ def main() -> None:
     file = options.out / "table.json"
     done: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     with Progress(console=Console(stderr=True)) as bars:
-        for name, fraction in bars.track([(n, f) for n in LEVERS for f in options.fractions], description="fits"):
+        for name, fraction in bars.track(
+            [(n, f) for n in LEVERS for f in options.fractions if _wanted(n, f, options.refine_at)], description="fits"
+        ):
             if f"{name}/{fraction}" not in done:
                 lever = dict(LEVERS[name])
                 refine = {"steps": options.steps, "lr": 0.002, "batch": 16} if lever.pop("refine", False) else None
@@ -73,6 +76,10 @@ def main() -> None:
                 write_json(file, done)
     (text,) = texts
     print(table(done, text, options.fractions, live_bytes(Path(resolve_model(options.model)))))
+
+
+def _wanted(name: str, fraction: float, refine_at: list[float]) -> bool:
+    return fraction in refine_at or not LEVERS[name].get("refine")
 
 
 def live_bytes(folder: Path) -> int:
@@ -90,6 +97,9 @@ def table(done: dict[str, Any], text: str, fractions: list[float], dense_bytes: 
     for name in LEVERS:
         cells = []
         for fraction in fractions:
+            if f"{name}/{fraction}" not in done:
+                cells.append("")
+                continue
             point, peer = done[f"{name}/{fraction}"], done[f"{PEER}/{fraction}"]
             extra, theirs = (p["compressed"][text]["nll"] - dense["nll"] for p in (point, peer))
             share = f" ({extra / theirs:.2f})" if theirs > 1e-4 else ""
