@@ -69,6 +69,9 @@ def layers(
         float | None,
         typer.Option(help="Fraction of the targeted MLPs' multiply-adds that may remain; default: all replaced."),
     ] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="An option of the step and its values, latents.outputs=16,64: each layer may take any.")
+    ] = None,
     search_windows: Annotated[int, typer.Option(help="Choices see the first windows of the first evaluation text …")] = 32,
     test_windows: Annotated[int, typer.Option(help="… and the curves are of the last ones.")] = 64,
     length: Annotated[int, typer.Option(help="Tokens per window.")] = 128,
@@ -84,9 +87,11 @@ def layers(
     loaded = load_recipe(packaged(recipe), overrides or [])
     quiet_transformers()
     from compress import layer_choice, tables
+    from compress.sweep import parse_setting
 
-    sizes = {"search_windows": search_windows, "test_windows": test_windows, "length": length}
-    options = layer_choice.options_of({"budget": budget, "controls": controls, **sizes})
+    measured = {"search_windows": search_windows, "test_windows": test_windows, "length": length}
+    varied = dict([parse_setting(sizes)] if sizes else [])
+    options = layer_choice.options_of({"budget": budget, "controls": controls, "sizes": varied, **measured})
     with progress_bars(as_json) as progress:
         found = layer_choice.choose_layers(loaded, options, fresh=fresh, progress=progress)
     if as_json:
@@ -95,8 +100,8 @@ def layers(
         show(tables.layers_table(found))
         print(f"curve: {loaded.output / 'layers.png'}")
         if budget is not None:
-            chosen = json.dumps(found["layers"], separators=(",", ":"))
-            print(f"to fit: compress fit {recipe} --set steps.0.layers={chosen}")
+            chosen = json.dumps(found["steps" if varied else "layers"], separators=(",", ":"))
+            print(f"to fit: compress fit {recipe} --set '{'steps' if varied else 'steps.0.layers'}={chosen}'")
 
 
 def explain(

@@ -23,8 +23,8 @@ from compress import checkpoint, data, plots, run, splits
 from compress.assembly import storage_dtype
 from compress.decision_log import append, open_log
 from compress.mistakes import explain
-from compress.mlp_candidates import Candidate, families
-from compress.recipe import Recipe
+from compress.mlp_candidates import Candidate, families, resized
+from compress.recipe import Recipe, Step
 from compress.run import Job, Progress, silent
 from compress.trials import Split, Tail
 
@@ -40,6 +40,9 @@ class LayerOptions(BaseModel):
     search_windows: Annotated[int, Field(ge=1)] = Field(32, description="first windows of the first evaluation text")
     test_windows: Annotated[int, Field(ge=1)] = Field(64, description="last windows of the same text")
     length: Annotated[int, Field(ge=2)] = Field(128, description="tokens per window")
+    sizes: dict[str, list[Any]] = Field(
+        {}, max_length=1, description="an option of the step and its values: a layer may take any, and go on to a smaller one"
+    )
     controls: bool = Field(True, description="draw the curves of an affine map and of pruning at equal cost too")
 
 
@@ -64,8 +67,9 @@ def choose_layers(
 ) -> dict[str, Any]:
     """Choose the layers of a recipe's one MLP step; writes `<output>/layers.json` and `layers.png`, returns the former.
 
-    "layers" are the chosen ones, ascending; "families" has, by method, a row per replacement in the order of choice: the layer,
-    the share of the targeted MLPs' multiply-adds "removed" so far, and perplexity on both splits (None where it overflows).
+    "layers" are the chosen ones, ascending, "steps" those of a recipe that replaces them; "families" has, by method, a row per
+    replacement in the order of choice: the layer and its size, the share of the targeted MLPs' multiply-adds "removed" so far,
+    and perplexity on both splits (None where it overflows).
     Every choice is a line of `<output>/layers.jsonl`: an interrupted run continues behind its last one unless `fresh`. Raises
     ValueError for other steps, too little text, a budget out of reach, or a log of another run.
     """
@@ -81,9 +85,9 @@ def choose_layers(
     sizes = options.length, options.search_windows, options.test_windows
     (asked,), held_out = splits.windows(recipe.evaluation, *sizes, data.load_tokenizer(str(job.model.shards.folder)))
     tokens = run.tokens_of(job)
-    found = families(job, tokens, options.controls, progress)
+    found = families(job, tokens, options.sizes, options.controls, progress)
     own = recipe.steps[0].method
-    total = sum(candidate.before for candidate in found[own])
+    total = sum({candidate.layer: candidate.before for candidate in found[own]}.values())
     goal = _goal(found[own], total, options.budget)
     units = {name: [[c.unit.fingerprint(""), c.after] for c in candidates] for name, candidates in found.items()}
     header = {
@@ -106,8 +110,9 @@ def choose_layers(
     if goal != math.inf and reached < goal:
         raise RuntimeError(f"{own}: the model overflows with any further MLP replaced; {1 - reached / total:.3f} remain")
     dense = {"search": on.search.baseline, "test": on.test.baseline, "multiply_adds": total}
-    layers = sorted(row["layer"] for row in curves[own])
-    out = {"format": 1, "budget": options.budget, "layers": layers, "dense": dense, "families": curves}
+    taken = {row["layer"]: row["size"] for row in curves[own]}  # the last size of each layer
+    steps = _steps(recipe.steps[0], options.sizes, taken)
+    out = {"format": 1, "budget": options.budget, "layers": sorted(taken), "steps": steps, "dense": dense, "families": curves}
     checkpoint.write_json(recipe.output / "layers.json", out)
     draw(out, recipe.output / "layers.png")
     return out
@@ -127,7 +132,10 @@ def _goal(candidates: Sequence[Candidate], total: int, budget: float | None) -> 
     """Multiply-adds to save. Raises ValueError where all candidates together do not."""
     if budget is None:
         return math.inf
-    least = 1 - sum(candidate.saved for candidate in candidates) / total
+    most: dict[int, int] = {}
+    for candidate in candidates:
+        most[candidate.layer] = max(most.get(candidate.layer, 0), candidate.saved)
+    least = 1 - sum(most.values()) / total
     if least > budget:
         raise ValueError(
             f"budget: {budget:g} given, but with every targeted MLP replaced {least:.3f} of their multiply-adds remain; "
@@ -136,26 +144,37 @@ def _goal(candidates: Sequence[Candidate], total: int, budget: float | None) -> 
     return (1 - budget) * total
 
 
+def _steps(step: Step, sizes: Mapping[str, Sequence[Any]], taken: Mapping[int, Any]) -> list[dict[str, Any]]:
+    """The steps of a recipe, as plain data, that replace each layer at the size it took."""
+    key = next(iter(sizes), "")
+    values = list(dict.fromkeys(taken[layer] for layer in sorted(taken)))
+    of = {value: [layer for layer in sorted(taken) if taken[layer] == value] for value in values}
+    return [{**resized(step, key, value).to_yaml(), "targets": {"layers": layers}} for value, layers in of.items()]
+
+
 def _writer(log: Path, family: str) -> Callable[[Mapping[str, Any]], None]:
     return lambda line: append(log, {"family": family, **line})
 
 
 class _Greedy:
-    """One family on its way through the model.
+    """One family on its way through the model; a candidate is its index in the family.
 
     Lazy greedy (Minoux, Optimization Techniques, 1978): what a replacement costs rarely falls when others join it, so a
     candidate is measured again only while its last measured cost is the lowest. The first choice measures them all.
     """
 
     def __init__(self, job: Job, candidates: Sequence[Candidate], on: Splits) -> None:
-        self.on = on
-        self.pending = {candidate.layer: candidate for candidate in candidates}
-        self.costs = dict.fromkeys(self.pending, -math.inf)  # nll per multiply-add, as last measured
+        self.on, self.candidates = on, candidates
+        self.costs = dict.fromkeys(range(len(candidates)), -math.inf)  # nll per multiply-add, as last measured
         self.tail = Tail(job.model, storage_dtype(job.model))
-        self.tail.reach(min(self.pending))
+        self.tail.reach(min(candidate.layer for candidate in candidates))
         self.first = job.model.n_layers  # the lowest layer that is replaced
-        self.saved = 0
+        self.by_layer: dict[int, int] = {}  # multiply-adds saved
         self.nll = math.log(on.search.baseline)
+
+    @property
+    def saved(self) -> int:
+        return sum(self.by_layer.values())
 
     def run(
         self,
@@ -167,12 +186,12 @@ class _Greedy:
         """Replace until `goal` multiply-adds are saved; `known` choices are taken over, new ones written."""
         lines = list(known)
         rows = []
-        while self.pending and self.saved < goal:
+        while self.costs and self.saved < goal:
             number = len(rows)
             if number < len(lines):
                 line = lines[number]
                 for trial in line["trials"]:
-                    self._learn(trial["layer"], trial["search"])
+                    self._learn(trial["candidate"], trial["search"])
             else:
                 line = self._decide()
                 if line is None:  # everything left overflows
@@ -181,35 +200,42 @@ class _Greedy:
             if number >= len(lines):
                 line = {**line, "saved": self.saved, "test": self._measure(self.on.test, self.first)}
                 write(line)
-            rows.append({key: line[key] for key in ("layer", "saved", "search", "test")})
+            rows.append({key: line[key] for key in ("layer", "size", "saved", "search", "test")})
             tick()
         return rows
 
     def _decide(self) -> dict[str, Any] | None:
-        trials = []
-        measured: set[int] = set()
+        trials: dict[int, float | None] = {}
         while True:
-            layer = min(self.pending, key=lambda i: (self.costs[i], i))
-            if layer in measured:
+            index = min(self.costs, key=lambda i: (self.costs[i], i))
+            if index in trials:
                 break
-            with self.tail.trying(self.pending[layer].replacement):
-                value = self._measure(self.on.search, min(layer, self.first))
-            self._learn(layer, value)
-            measured.add(layer)
-            trials.append({"layer": layer, "search": value})
-        value = next(trial["search"] for trial in trials if trial["layer"] == layer)
-        return None if value is None else {"layer": layer, "search": value, "trials": trials}
+            candidate = self.candidates[index]
+            with self.tail.trying(candidate.replacement):
+                trials[index] = self._measure(self.on.search, min(candidate.layer, self.first))
+            self._learn(index, trials[index])
+        if trials[index] is None:
+            return None
+        candidate = self.candidates[index]
+        tried = [{"candidate": i, "search": value} for i, value in trials.items()]
+        about = {"candidate": index, "layer": candidate.layer, "size": candidate.size}
+        return {**about, "search": trials[index], "trials": tried}
 
-    def _learn(self, layer: int, perplexity: float | None) -> None:
+    def _learn(self, index: int, perplexity: float | None) -> None:
         nll = math.inf if perplexity is None else math.log(perplexity)
-        self.costs[layer] = (nll - self.nll) / self.pending[layer].saved
+        candidate = self.candidates[index]
+        self.costs[index] = (nll - self.nll) / (candidate.saved - self.by_layer.get(candidate.layer, 0))
 
     def _take(self, line: Mapping[str, Any]) -> None:
-        candidate = self.pending.pop(line["layer"])
-        self.tail.install(candidate.replacement)
-        self.first = min(self.first, candidate.layer)
-        self.saved += candidate.saved
+        taken = self.candidates[line["candidate"]]
+        self.tail.install(taken.replacement)
+        self.first = min(self.first, taken.layer)
+        self.by_layer[taken.layer] = taken.saved
         self.nll = math.log(line["search"])
+        for index in [i for i in self.costs if self.candidates[i].layer == taken.layer]:
+            del self.costs[index]
+            if self.candidates[index].saved > taken.saved:
+                self.costs[index] = -math.inf  # what it adds to the one in place is not known yet
 
     def _measure(self, split: Split, first: int) -> float | None:
         """Perplexity from the cached states before layer `first`; None where it overflows."""

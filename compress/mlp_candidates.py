@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from compress import run
 from compress.architecture import Architecture
 from compress.equal_cost import equal_channels, equal_rank
 from compress.methods.base import Replacement
-from compress.recipe import Step
+from compress.mistakes import explain
+from compress.recipe import Step, set_value
 from compress.run import Job, Progress
-from compress.units import Unit, units_of
+from compress.units import Unit
 
 CONTROLS = ("affine_mlp", "prune_channels")
 
@@ -25,6 +30,7 @@ class Candidate:
     replacement: Replacement
     before: int
     after: int
+    size: Any = None  # the value that sets it apart from the other candidates of its layer; of a control, what it equals
 
     @property
     def layer(self) -> int:
@@ -35,19 +41,25 @@ class Candidate:
         return self.before - self.after
 
 
-def families(job: Job, tokens: Tensor, controls: bool, progress: Progress) -> dict[str, list[Candidate]]:
+def families(
+    job: Job, tokens: Tensor, sizes: Mapping[str, Sequence[Any]], controls: bool, progress: Progress
+) -> dict[str, list[Candidate]]:
     """By method, the candidates that save anything: those of the recipe's one step, then of its controls.
 
-    Fits what has no unit file yet. Raises ValueError where the step saves nothing at any layer.
+    `sizes` is empty, or one option of the step with its values: each gives a candidate for every layer. Fits what has no unit
+    file yet. Raises ValueError for an option that is not there, and where the step saves nothing at any layer.
     """
     (step,) = job.recipe.steps
-    made = {step.method: _candidates(job, job.variants["compressed"], tokens, progress)}
+    ((key, values),) = sizes.items() or (("", [None]),)
+    steps = [(resized(step, key, value), value) for value in values]
+    made = {step.method: _candidates(job, steps, tokens, progress)}
     own = made[step.method]
     for name in CONTROLS if controls else ():
-        steps = [_control(name, candidate, job) for candidate in own if 0 < candidate.after < candidate.before]
+        steps = [
+            (_control(name, candidate, job), candidate.size) for candidate in own if 0 < candidate.after < candidate.before
+        ]
         if steps and name != step.method:
-            recipe = job.recipe.model_copy(update={"steps": steps})
-            made[name] = _candidates(job, units_of(recipe, job.model.architecture, job.model.n_layers), tokens, progress)
+            made[name] = _candidates(job, steps, tokens, progress)
     useful = {name: [c for c in candidates if c.saved > 0] for name, candidates in made.items()}
     if not useful[step.method]:
         costs = ", ".join(f"layer {c.layer}: {c.after:,} for {c.before:,}" for c in own)
@@ -55,18 +67,37 @@ def families(job: Job, tokens: Tensor, controls: bool, progress: Progress) -> di
     return {name: candidates for name, candidates in useful.items() if candidates}
 
 
-def _candidates(job: Job, units: list[Unit], tokens: Tensor, progress: Progress) -> list[Candidate]:
+def resized(step: Step, key: str, value: Any) -> Step:
+    """The step with one (dotted) option changed; itself where `key` is empty. Raises ValueError for what it does not allow."""
+    if not key:
+        return step
+    data = step.to_yaml()
+    set_value(data, f"{key}={json.dumps(value)}")
+    try:
+        return Step.model_validate(data)
+    except ValidationError as error:
+        raise ValueError("\n".join(explain(error, Step))) from None
+
+
+def _candidates(job: Job, steps: Sequence[tuple[Step, Any]], tokens: Tensor, progress: Progress) -> list[Candidate]:
+    """Of every layer of every step, given with its size; all fitted in one pass."""
+    units: list[tuple[Unit, Any]] = []
+    for step, size in steps:
+        alone = run.prepare(job.recipe.model_copy(update={"steps": [step]}), job.work)
+        units += [(unit, size) for unit in alone.variants["compressed"]]
     first_pass = run.first_pass(job, run.material_of(job, tokens))
-    first_pass.run(units, tokens, progress)
+    ordered = sorted((unit for unit, _ in units), key=lambda unit: unit.group.layer)
+    first_pass.run(list({unit.fingerprint(""): unit for unit in ordered}.values()), tokens, progress)
     out = []
-    for unit in units:
+    for unit, size in units:
         artefact = first_pass.artefact(unit)
         assert artefact is not None
         made = unit.method.replace(unit.group, artefact, job.model.architecture)
         before = _mlp_multiply_adds(job, unit.group.layer)
         # No specs: pruning that keeps every channel leaves the MLP as it is.
         after = before if not made.specs else sum(_entries(tuple(t.shape)) for t in made.tensors.values())
-        out.append(Candidate(unit, made, before, after + sum(row.get("operations", 0) for row in made.report)))
+        after += sum(row.get("operations", 0) for row in made.report)
+        out.append(Candidate(unit, made, before, after, size))
     return out
 
 

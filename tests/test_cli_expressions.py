@@ -1,6 +1,7 @@
 """show, pick, layers and explain: tables, LaTeX and JSON of the same numbers; a mistake is one line and exit code 2."""
 
 import json
+import shlex
 
 import pytest
 from recipes_for_tests import own_text, tiny_folder, tiny_recipe
@@ -95,7 +96,14 @@ def test_layers_prints_the_curves_and_how_to_fit(compress, source, tmp_path):
     code, out, _ = compress("layers", file, *sizes, "--budget", 0.9)
     assert code == 0
     assert all(name in out for name in ("dense", "residual_mlp", "affine_mlp", "prune_channels", "layers.png"))
-    assert f"--set steps.0.layers=[{found['layers'][0]}]" in out.replace("\n", "")
+    assert f"--set 'steps.0.layers=[{found['layers'][0]}]'" in out.replace("\n", "")
+    (tmp_path / "out" / "layers.jsonl").unlink()
+    code, out, _ = compress("layers", file, *sizes, "--budget", 0.9, "--sizes", "affine=2,4", "--no-controls")
+    assert code == 0
+    command = shlex.split(out.partition("to fit: compress ")[2])
+    code, out, err = compress(*command, "--dry-run", "--json")
+    assert (code, err) == (0, "")
+    assert len(json.loads(out)["modules"]) == 1
     code, out, err = compress("layers", file, *sizes, "--budget", 2)
     assert (code, out, err) == (2, "", "error: budget: Input should be less than 1; given 2.0\n")
 

@@ -57,14 +57,14 @@ def test_every_choice_was_the_cheapest_per_multiply_add_of_all_measured(chosen):
         own = [d for d in decisions if d["family"] == family]
         assert [d["layer"] for d in own] == [row["layer"] for row in rows]
         assert sorted(row["layer"] for row in rows) == [0, 1, 2, 3]
-        assert {t["layer"] for t in own[0]["trials"]} == {0, 1, 2, 3}  # the first choice measured them all
+        assert {t["candidate"] for t in own[0]["trials"]} == {0, 1, 2, 3}  # one a layer: the first choice measured them all
         total, removed = found["dense"]["multiply_adds"], 0
         saved = {row["layer"]: row["saved"] - (rows[i - 1]["saved"] if i else 0) for i, row in enumerate(rows)}
         nll, costs = math.log(found["dense"]["search"]), {}
         for decision in own:
-            costs |= {t["layer"]: (math.log(t["search"]) - nll) / saved[t["layer"]] for t in decision["trials"]}
+            costs |= {t["candidate"]: (math.log(t["search"]) - nll) / saved[t["candidate"]] for t in decision["trials"]}
             assert min(costs, key=costs.get) == decision["layer"]
-            assert decision["layer"] in {t["layer"] for t in decision["trials"]}  # measured in this round, not remembered
+            assert decision["layer"] in {t["candidate"] for t in decision["trials"]}  # measured in this round, not remembered
             nll, removed = math.log(decision["search"]), removed + saved[decision["layer"]]
             del costs[decision["layer"]]
             assert decision["saved"] == removed
@@ -129,6 +129,28 @@ def test_an_interrupted_run_continues_behind_its_last_choice(source, chosen, tmp
     assert len(measured) == sum(len(d["trials"]) + 1 for d in decisions[6:])
 
 
+def test_a_layer_goes_on_to_smaller_sizes_and_the_steps_say_where_each_stopped(source, tmp_path):
+    sizes = {"affine": [2, 5, 8]}
+    found = choose_layers(recipe(source, tmp_path / "choice"), options(sizes=sizes))
+    rows = found["families"]["residual_mlp"]
+    last, saved = {}, 0
+    for row in rows:
+        assert row["size"] < last.get(row["layer"], 9)  # a layer only ever gets smaller
+        assert row["saved"] > saved
+        last[row["layer"]], saved = row["size"], row["saved"]
+    assert any(sum(r["layer"] == layer for r in rows) > 1 for layer in last)
+    assert set(last.values()) == {2}  # to the end without a budget
+    stopped = choose_layers(recipe(source, tmp_path / "choice"), options(sizes=sizes, budget=0.6))
+    final = stopped["families"]["residual_mlp"][-1]
+    assert stopped["families"]["residual_mlp"] == rows[: len(stopped["families"]["residual_mlp"])]
+    folder = run.fit(recipe(source, tmp_path / "fit", *stopped["steps"]))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert perplexity(model, windows(source)[-6:])["perplexity"] == pytest.approx(final["test"], rel=1e-5)
+    assert account(source).multiply_adds.total - account(folder).multiply_adds.total == final["saved"]
+    for name in ("affine_mlp", "prune_channels"):  # of one layer and size, a control costs at least as much
+        assert found["families"][name][-1]["saved"] <= rows[-1]["saved"]
+
+
 def test_the_curve_is_drawn(chosen):
     folder, _ = chosen
     assert (folder / "layers.png").read_bytes().startswith(b"\x89PNG")
@@ -153,6 +175,8 @@ def test_what_follows_a_texts_own_sequences_is_in_no_split(source, tmp_path):
         ([{**STEP, "layers": [0]}, {**STEP, "layers": [1]}], {}, r"the recipe has residual_mlp, residual_mlp"),
         ([STEP], {"budget": 0.01}, r"budget: 0.01 given, but with every targeted MLP replaced 0\.\d+ of their"),
         ([{**STEP, "affine": 32, "latents": {"inputs": 32, "outputs": 32}}], {}, r"residual_mlp saves no multiply-adds here"),
+        ([STEP], {"sizes": {"afine": [2, 4]}}, r"unknown key 'afine'; did you mean 'affine'\?"),
+        ([STEP], {"sizes": {"affine": [2, 99]}}, r"affine: 99 given, at most d_model = 32"),
         ([STEP], {"test_windows": 900}, r"lower --search-windows, --test-windows or --length"),
     ],
 )
