@@ -131,7 +131,8 @@ def _running(
     weighted = torch.zeros(*q.shape[:-1], value.shape[-1], dtype=torch.float32, device=q.device)
     for first in range(0, visible, KEY_BLOCK):
         keys, values = (t[:, :, first : min(first + KEY_BLOCK, visible)] for t in (key, value))
-        scores = masked_scores(q, keys, mask, cap, start, first)
+        part = None if mask is None else mask[:, :, start : start + q.shape[3], first : first + keys.shape[2]]
+        scores = masked_scores(q, keys, part, cap, start, first)
         highest, where = scores.max(dim=-1)
         top = torch.where(highest > best, where + first, top)  # strictly: of equal ones the earlier stays
         larger = torch.maximum(best, highest)
@@ -146,7 +147,10 @@ def _running(
 def masked_scores(
     q: Tensor, key: Tensor, mask: Tensor | None, cap: float | None = None, start: int = 0, first: int = 0
 ) -> Tensor:
-    """Masked scores of q (B, G, H/G, t, C) with key (B, G, s, C), float32; a block begins at query `start`, key `first`."""
+    """Masked scores of q (B, G, H/G, t, C) with key (B, G, s, C), float32.
+
+    Without a mask they are causal; the block begins at query `start` and key `first`.
+    """
     scores = _product(q, key.transpose(2, 3)).float()
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
@@ -158,12 +162,13 @@ def masked_scores(
         columns = torch.arange(first, first + key.shape[2], device=q.device)
         return scores.masked_fill(columns > rows, lowest)
     mask = mask[:, :, None] if mask.shape[1] == 1 else mask.unflatten(1, (key.shape[1], -1))
-    part = mask[..., start : start + q.shape[3], first : first + key.shape[2]]
-    if part.dtype == torch.bool:
-        return scores.masked_fill(~part, lowest)
-    return (scores + part.float()).clamp_min(lowest)
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, lowest)
+    return (scores + mask.float()).clamp_min(lowest)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a (B, G, H/G, t, n) @ b (B, G, n, m) without repeating b for the heads that share it."""
+    if torch.compiler.is_exporting():  # graphs broadcast for themselves, and the merged dimension would bind their sizes
+        return a @ b[:, :, None]
     return (a.flatten(2, 3) @ b).unflatten(2, a.shape[2:4])
