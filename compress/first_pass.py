@@ -188,6 +188,7 @@ class FirstPass:
         """Whether the unit's file is there and valid, and with it what a second pass reads."""
         if self.artefact(unit, only=()) is None:
             return False
-        if not self.keep_gradients or all(need.statistic != "gradient" for need in self._needs(unit).values()):
+        read = [need.input_of for need in self._needs(unit).values() if need.statistic == "gradient"]
+        if not self.keep_gradients or not read:
             return True
-        return all(self.gradients.read(name) is not None for name in (*unit.group.modules, f"layer.{unit.group.layer}"))
+        return all(self.gradients.read(name) is not None for name in (*read, f"layer.{unit.group.layer}"))

@@ -46,7 +46,8 @@ class CrystallizedAttention(Method):
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
         needs = {"residual": Need(group.modules[0], statistic="residual")}
         if self.importance == "fisher":
-            needs["gradient"] = Need(architecture.module(group.layer, "o"), statistic="gradient")
+            output = architecture.module(group.layer, "o")
+            needs[f"gradient:{output}"] = Need(output, statistic="gradient")
         return needs
 
     def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
@@ -83,7 +84,8 @@ class CrystallizedAttention(Method):
             return None
         felt = weight
         if self.importance == "fisher":
-            felt = cast(Moments, material.statistics["gradient"]).second_moment @ weight
+            output = material.architecture.module(material.group.layer, "o")
+            felt = cast(Moments, material.statistics[f"gradient:{output}"]).second_moment @ weight
         by_head, felt = (m.unflatten(1, (-1, size)).movedim(1, 0) for m in (weight, felt))  # (heads, d_model, C)
         metric = (by_head.transpose(1, 2) @ felt).sum(0)
         metric.diagonal().add_(METRIC_DAMPING * float(metric.diagonal().mean()))

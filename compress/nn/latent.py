@@ -144,5 +144,5 @@ class LatentAttention(nn.Module):
         slides = kinds is None or kinds[self.layer_idx] == "sliding_attention"
         seen = min(context, (slides and getattr(self.config, "sliding_window", None)) or context)
         per_position = self.k_proj.weight.numel() + heads * (self.head_dim + self.value_rank)
-        once = sum(p.numel() for p in self.parameters() if p.ndim == 2)
+        once = sum(p.numel() for name, p in self.named_parameters() if p.ndim == 2 and not name.endswith("bias"))
         return once + heads * self.head_dim * self.value_rank + seen * per_position

@@ -9,8 +9,10 @@ from recipes_for_tests import tiny_folder, tiny_recipe
 from transformers import AutoModelForCausalLM
 
 from compress import run
+from compress.accounting import account
 from compress.architecture import architecture
 from compress.console import recipes_folder
+from compress.methods.crystallized_attention import CrystallizedAttention
 from compress.sweep import sweep
 
 FIVE = ("gpt2", "llama", "qwen2", "qwen3", "mistral")
@@ -156,12 +158,30 @@ def test_the_generated_file_holds_it_and_a_loader_that_knows_neither_gets_the_or
 def test_the_published_recipe_runs_on_a_random_gpt2(folders, tmp_path, model_type):
     source = folders(model_type)
     text = f"{{text: {source / 'text.txt'}, sequences: 4, length: 32}}"
-    settings = [f"model={source}", "steps.0.layers=[0,1]", f"calibration={text}", f"evaluation.texts={{own: {text}}}"]
+    settings = [f"model={source}", f"calibration={text}", f"evaluation.texts={{own: {text}}}"]
     settings += ["evaluation.length=32", f"output={tmp_path / 'points'}"]
-    rows = sweep(recipes_folder() / "crystallized_gpt2.yaml", [*settings, "steps.0.rank=2,8"])
-    (few,), (all_of,) = ([v["nll"] for v in row["evaluation"]["compressed"].values()] for row in rows)
+    rows = sweep(recipes_folder() / "crystallized_gpt2.yaml", [*settings, "steps.0.layers=0,1", "steps.0.rank=2,8"])
     baseline = rows[0]["evaluation"]["baseline"]["own"]["nll"]
-    assert abs(all_of - baseline) < 1e-5 < abs(few - baseline)
+    gaps = {row["name"]: abs(row["evaluation"]["compressed"]["own"]["nll"] - baseline) for row in rows}
+    assert all(gaps[f"layers={i},rank=8"] < 1e-5 < gaps[f"layers={i},rank=2"] for i in (0, 1))
+    assert (tmp_path / "points" / "sweep.png").stat().st_size > 1000  # the heat map of layers × r
+
+
+def test_an_interrupted_second_pass_takes_the_finished_units_over(folders, tmp_path, monkeypatch):
+    """Refinement reads gradients that the first pass left: a unit whose gradients are there is not fitted again."""
+    step = {"method": "crystallized_attention", "layers": [1], "rank": 3, "importance": "fisher"}
+    recipe = tiny_recipe(folders("llama"), tmp_path, step, refine={"steps": 20, "lr": 3e-3})
+    out = run.fit(recipe)
+    row = json.loads((out / "report.json").read_text())["modules"][0]
+    assert row["block_error_after"] < row["block_error_before"]
+    monkeypatch.setattr(CrystallizedAttention, "fit", lambda *_: pytest.fail("fitted again"))
+    run.fit(recipe)
+
+
+def test_a_step_costs_the_dimensions_it_averages(folders, tmp_path):
+    source = folders("llama")
+    counts = [account(f, context=20).multiply_adds.total for f in (source, fitted(source, tmp_path, rank=3))]
+    assert counts[0] - counts[1] == 4 * (8 - 3) * 20  # heads · dimensions left out · positions, in one layer
 
 
 def test_impossible_options_are_refused(folders, tmp_path):

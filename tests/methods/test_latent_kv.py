@@ -9,7 +9,7 @@ from recipes_for_tests import tiny_folder, tiny_recipe
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 from compress import run
-from compress.accounting import cache_bytes_per_token
+from compress.accounting import account, cache_bytes_per_token
 from compress.rotary import rotary_frequencies
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -179,6 +179,14 @@ def test_refinement_lowers_the_block_error(folders, tmp_path):
     rows = json.loads((out / "report.json").read_text())["modules"]
     assert all(row["block_error_after"] < row["block_error_before"] for row in rows)
     assert torch.isfinite(load(out)(IDS).logits).all()
+
+
+def test_a_step_costs_the_keys_it_rebuilds(folders, tmp_path):
+    source = folders("llama")  # 4 heads and 2 key/value heads of 8, 32 wide
+    dense, latent = (account(f, context=20).multiply_adds for f in (source, fitted(source, tmp_path, cache=0.5, layers=[0])))
+    was = 2 * 16 * 32 + 20 * 4 * (8 + 8)  # k and v projections; scores and averages
+    now = 16 * 32 + 20 * (16 * 16 + 4 * (8 + 16)) + 4 * 8 * 16  # basis; keys, scores and averages; value rows
+    assert latent.total - dense.total == now - was
 
 
 def test_the_generated_file_holds_it_and_a_loader_that_knows_neither_stops(folders, tmp_path):
