@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -152,8 +153,15 @@ def findings_table(findings: Sequence[Any]) -> Table:
     for column in vars(findings[0]) if findings else ("result",):
         table.add_column(column, overflow="fold")
     for finding in findings:
-        table.add_row(*(str(value) for value in vars(finding).values()))
+        table.add_row(*(_short(value) for value in vars(finding).values()))
     return table
+
+
+def _short(value: Any) -> str:
+    """A cell people can read: six digits of a number, the first twelve of a hash; `--json` has them whole."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value[:12]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else str(value)
 
 
 def evaluation_table(results: Mapping[str, Any]) -> Table:
