@@ -13,7 +13,8 @@ from compress.inline import import_block, inline
 from compress.nn import KINDS
 from compress.nn.attention import crystallize
 from exporters import torch_blocks as blocks
-from exporters.torch_family import Family
+from exporters.torch_family import Family, refuse
+from exporters.torch_latent import latent_class, latent_expression
 from exporters.torch_linears import Linear, cell, fixed, keywords, maker_source, usual_bias
 from exporters.torch_model import block_class, layer_table, model_class
 from exporters.torch_parts import Parts
@@ -68,11 +69,12 @@ def source(parts: Parts) -> str:
         maker_source(tabled, usual),
         blocks.rotary_functions(family),
         blocks.mask_function(family),
-        blocks.attention_class(family, built["Attention"], [*makers["Attention"], *_switch_types(family)]),
+        *([] if len(parts.latents) == family.layers else [_attention(family, built, makers)]),
+        *([_latent(parts)] if parts.latents else []),
         blocks.mlp_class(family, built["MLP"], makers["MLP"]) if built["MLP"] else "",
         *dict.fromkeys(item.code for item in parts.surrogates.values() if item.code),
         *symbolic_classes(symbolic),
-        block_class(family),
+        block_class(family, "nn.Module" if parts.latents else "Attention"),
         layer_table(_rows(parts, columns, usual), columns),
         model_class(family, _head(parts.head), links=any(spec.options.get("owner") is not None for spec in parts.plan.modules)),
         RUNTIME,
@@ -90,6 +92,22 @@ def source(parts: Parts) -> str:
     )
 
 
+def _attention(family: Family, built: Mapping[str, Mapping[str, str]], makers: Mapping[str, Sequence[str]]) -> str:
+    return blocks.attention_class(family, built["Attention"], [*makers["Attention"], *_switch_types(family)])
+
+
+def _latent(parts: Parts) -> str:
+    """The class of attentions with a cache of latents; one serves all such layers."""
+    (layer, spec), *_ = parts.latents.items()
+    q, o = (parts.linears[role][layer] for role in ("q", "o"))
+    assert q is not None
+    assert o is not None
+    for role in ("q", "o"):
+        kinds = {linear.kind for at in parts.latents if (linear := parts.linears[role][at]) is not None}
+        refuse(kinds != {None}, f"latent attention around {sorted(map(str, kinds))}", "original query and output projections")
+    return latent_class(parts.family, q, o, spec.options["scale"])
+
+
 def _rows(parts: Parts, columns: Mapping[str, Sequence[str]], usual: Mapping[str, bool]) -> list[tuple[str, str]]:
     """Per layer the expressions of its attention and of its MLP."""
 
@@ -99,6 +117,8 @@ def _rows(parts: Parts, columns: Mapping[str, Sequence[str]], usual: Mapping[str
     rows = []
     for layer, switches in enumerate(_switches(parts.family)):
         attention = f"Attention({', '.join([*cells('Attention', layer), *switches])})"
+        if layer in parts.latents:
+            attention = latent_expression(parts.family, parts.latents[layer], layer)
         replaced = parts.surrogates.get(layer)
         rows.append((attention, replaced.expression if replaced else f"MLP({', '.join(cells('MLP', layer))})"))
     return rows
@@ -182,6 +202,8 @@ def _summary(parts: Parts) -> str:
     told = [f"{count} of its linears are {name}" for name, count in counts.items()]
     if few := [str(layer) for layer, rank in enumerate(parts.family.averaged) if rank is not None]:
         told.append(f"the attention of layers {', '.join(few)} reads its top value and averages few dimensions beside it")
+    if parts.latents:
+        told.append(f"the attention of layers {', '.join(map(str, parts.latents))} caches latents instead of keys and values")
     layers: dict[str, list[str]] = {}
     for layer, item in parts.surrogates.items():
         name = "SymbolicMLP" if item.symbolic else item.expression.partition("(")[0]

@@ -15,7 +15,7 @@ def norm_call(family: Family, size: str = "D_MODEL") -> str:
     return f"nn.LayerNorm({size}, eps=NORM_EPS{'' if family.affine_norms else ', elementwise_affine=False'})"
 
 
-def block_class(family: Family) -> str:
+def block_class(family: Family, attention: str = "Attention") -> str:
     """One layer: the order of norms, attention, MLP and residuals is the family's."""
     slots = [name for name, _ in family.norms]
 
@@ -51,7 +51,7 @@ def block_class(family: Family) -> str:
         class Block(nn.Module):
             """{doc}"""
 
-            def __init__(self, attention: Attention, mlp: nn.Module) -> None:
+            def __init__(self, attention: {attention}, mlp: nn.Module) -> None:
                 super().__init__()
                 self.attention, self.mlp = attention, mlp
                 {in_place(body, 16)}

@@ -16,10 +16,11 @@ from compress.architecture import Architecture
 from compress.checkpoint import Shards
 from compress.plan import ModuleSpec, Plan
 from exporters.torch_family import Family, describe, refuse
+from exporters.torch_latent import latent_sources
 from exporters.torch_linears import Linear, Source, original_linear, place, replaced_linear
 from exporters.torch_surrogates import Surrogate, surrogate
 
-_SUPPORTED = "linears and MLPs of decoder layers, crystallized attention, the output projection"
+_SUPPORTED = "linears, MLPs and attentions of decoder layers, the output projection"
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Parts:
     stored: dict[str, str]  # full parameter name → its name in the shards
     linears: dict[str, list[Linear | None]]  # role → per layer, None where the MLP is replaced
     surrogates: dict[int, Surrogate] = field(default_factory=dict)  # by layer
+    latents: dict[int, ModuleSpec] = field(default_factory=dict)  # attention with a cache of latents, by layer
     head: Linear | None = None  # None where the embeddings are the output weights
     sources: list[Source] = field(default_factory=list)
 
@@ -61,7 +63,8 @@ def read(checkpoint: Path) -> Parts:
     shapes = {name: shards.shapes[key] for name, key in stored.items()}
     parts = Parts(family, plan, _end(checkpoint, config), shards, stored, {role: [] for role in row.roles})
     left = {spec.module: spec for spec in plan.modules}
-    parts.family = family = dataclasses.replace(family, averaged=_averaged(family, left))
+    _attentions(parts, left)
+    family = parts.family
     _layers(parts, left, shapes)
     parts.head = _head(family, left, shapes)
     for module, spec in left.items():
@@ -69,6 +72,7 @@ def read(checkpoint: Path) -> Parts:
     parts.sources = [*_shared(family), *(parts.head.sources if parts.head else ())]
     parts.sources += [source for linear in parts.of(*parts.linears) for source in linear.sources]
     parts.sources += [source for item in parts.surrogates.values() for source in item.sources]
+    parts.sources += [source for layer, spec in parts.latents.items() for source in latent_sources(spec, layer)]
     if missing := [source.stored for source in parts.sources if source.stored not in stored]:
         raise ValueError(f"{checkpoint} has no tensor {missing[0]!r}, which its config asks for; save or download it again")
     return parts
@@ -106,14 +110,22 @@ def _end(checkpoint: Path, config: Any) -> list[int]:
     return [] if value is None else [int(v) for v in (value if isinstance(value, list) else [value])]
 
 
-def _averaged(family: Family, left: dict[str, ModuleSpec]) -> tuple[int | None, ...]:
-    """How many dimensions of the values each layer averages, None for all; takes the specs that say so out of `left`."""
-    specs = [left.pop(f"{family.row.layer(layer)}.{family.row.attention}", None) for layer in range(family.layers)]
-    for spec in specs:
-        if spec is not None:
-            refuse(spec.kind != "crystallized_attention", f"replacement of {spec.module!r} by {spec.kind!r}", _SUPPORTED)
+def _attentions(parts: Parts, left: dict[str, ModuleSpec]) -> None:
+    """Fills `latents` and the family's `averaged`, and takes the specs of replaced attentions out of `left`."""
+    family = parts.family
+    averaged: list[int | None] = []
+    for layer in range(family.layers):
+        spec = left.pop(f"{family.row.layer(layer)}.{family.row.attention}", None)
+        kind = None if spec is None else spec.kind
+        averaged.append(None)
+        if spec is not None and kind == "crystallized_attention":
             refuse(family.score_cap, "crystallized attention with capped scores", "it without a cap")
-    return tuple(None if spec is None else int(str(spec.options["rank"])) for spec in specs)
+            averaged[layer] = int(str(spec.options["rank"]))
+        elif spec is not None and kind == "latent_attention":
+            parts.latents[layer] = spec
+        elif spec is not None:
+            refuse(True, f"replacement of {spec.module!r} by {kind!r}", _SUPPORTED)
+    parts.family = dataclasses.replace(family, averaged=tuple(averaged))
 
 
 def _layers(parts: Parts, left: dict[str, ModuleSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -130,7 +142,7 @@ def _layers(parts: Parts, left: dict[str, ModuleSpec], shapes: Mapping[str, tupl
         for role in row.roles:
             name, natural = row.module(layer, role), family.shape(role)
             target = place(family, name)
-            if role in row.mlp_roles and whole:
+            if (role in row.mlp_roles and whole) or (role in ("k", "v") and layer in parts.latents):
                 linear = None
             elif spec := left.pop(name, None):
                 linear = replaced_linear(family, spec, target, natural, shapes)

@@ -9,9 +9,10 @@ import torch
 from checkpoints import RANK, random_plan, tiny_checkpoint, tiny_model, with_plan
 
 from compress.hf import from_pretrained
-from compress.plan import Plan
+from compress.plan import ModuleSpec, Plan
 from exporters.onnx_graph import export_onnx
 from exporters.onnx_runtime import OnnxModel
+from exporters.torch_parity import load_standalone
 from exporters.torch_source import export_pt2, export_torch
 
 IDS = torch.arange(2 * 11).view(2, 11) * 7 % 89 + 1
@@ -43,11 +44,31 @@ def test_standalone_file_where_one_layer_is_crystallized(tmp_path: Path, model_t
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("layers", [(0, 1), (1,)], ids=str)
+def test_standalone_file_of_latent_attention(tmp_path: Path, model_type: str, layers: tuple[int, ...]) -> None:
+    model = tiny_model(model_type)
+    plan = random_plan(model, "latent_attention")
+    with_plan(tmp_path / "c", model, Plan(modules=tuple(plan.modules[i] for i in layers)))
+    report = export_torch(tmp_path / "c", tmp_path / "o")  # raises where logits or greedy tokens differ
+    assert report["greedy_agreement"] == 1.0
+    text = (tmp_path / "o" / "model.py").read_text()
+    assert ("class Attention(" in text) == (len(layers) == 1)
+    _, standalone = load_standalone(tmp_path / "o")
+    _, cache = standalone(IDS)
+    assert [tuple(t.shape) for t in cache[1]] == [(2, 1, 11, 2 * RANK), (2, 1, 11, 0)]
+    export_pt2(tmp_path / "o")
+
+
 def test_standalone_file_says_what_it_cannot_hold(tmp_path: Path) -> None:
-    tiny_checkpoint(tmp_path / "latent", "llama", "latent_attention")
-    with pytest.raises(
-        NotImplementedError, match="by 'latent_attention'; supported: linears and MLPs of decoder layers, cryst"
-    ):
+    model = tiny_model("llama")
+    q = ModuleSpec(
+        module="model.layers.0.self_attn.q_proj",
+        kind="low_rank_linear",
+        options={"in_features": 32, "out_features": 32, "rank": RANK, "bias": True},
+    )
+    with_plan(tmp_path / "latent", model, Plan(modules=(*random_plan(model, "latent_attention").modules, q)))
+    with pytest.raises(NotImplementedError, match="supported: original query and output projections"):
         export_torch(tmp_path / "latent", tmp_path / "o")
     tiny_checkpoint(tmp_path / "capped", "gemma2", "crystallized_attention")
     with pytest.raises(NotImplementedError, match="crystallized attention with capped scores"):

@@ -204,7 +204,7 @@ def test_a_config_cannot_put_code_into_the_file(tmp_path: Path) -> None:
 
 def test_a_replaced_module_of_no_known_place_is_refused_by_name(tmp_path: Path) -> None:
     plan = Plan(modules=(ModuleSpec(module="model.norm", kind="identity_mlp", options={"outer": "outer"}),))
-    with pytest.raises(NotImplementedError, match=r"'model.norm' by 'identity_mlp'; supported: linears and MLPs"):
+    with pytest.raises(NotImplementedError, match=r"'model.norm' by 'identity_mlp'; supported: linears, MLPs and attentions"):
         export_torch(with_plan(tmp_path / "checkpoint", tiny_model("llama"), plan), tmp_path / "out")
 
 
