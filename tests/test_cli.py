@@ -53,7 +53,7 @@ def test_a_dry_run_reads_no_weight(compress, recipe, tmp_path, monkeypatch):
     code, out, _ = compress("fit", recipe, "--dry-run", "--set", "steps.0.rank.keep=[0.5, 0.25]")
     assert code == 0
     assert out.count("4 modules") == 2
-    assert "0.25" in out
+    assert "0.25" in "".join(out.split())  # a long path is folded
     assert not (tmp_path / "out").exists()
 
 

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/factorize_memory.py [--out 8192] [--in 28672] [--metric]
 
-`--metric` adds an input second moment, in × in float64 (0.5 GB at 8,192, 6.6 GB at 28,672). Linux: reads the peak resident set.
+`--metric` adds an input second moment, in × in float64 (0.5 GB at 8,192, 6.6 GB at 28,672).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import argparse
 import time
 
 import torch
-from fit_memory import peak_mib
 
+from compress.measure import resident_mib
 from compress.numerics.linalg import factorize
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--metric", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
-    imports = peak_mib()
+    _, imports = resident_mib()
     weight = torch.randn(options.out, options.inputs, dtype=torch.bfloat16)
     metric = None
     if options.metric:
@@ -32,7 +32,8 @@ def main() -> None:
     started = time.perf_counter()
     result = factorize(weight, metric)
     seconds = time.perf_counter() - started
-    gib = (peak_mib() - imports) / 1024
+    _, peak = resident_mib()
+    gib = (peak - imports) / 1024
     print(
         f"{options.out} × {options.inputs}{' with an input metric' if options.metric else ''}: {result.max_rank} components, "
         f"{gib:.2f} GiB above the imports, {seconds:.0f} s on {torch.get_num_threads()} thread(s)"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -50,26 +49,20 @@ def write_model(folder: Path) -> int:
     return total
 
 
-def peak_mib() -> float:
-    """High-water mark of the resident set; unlike getrusage's it starts anew with the process."""
-    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert match is not None
-    return int(match[1]) / 1024
-
-
 def child(recipe: str) -> None:
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401 - counted among the imports
     from transformers import AutoModelForCausalLM  # noqa: F401
 
     from compress import remote_code, run  # noqa: F401
+    from compress.measure import resident_mib
     from compress.recipe import load_recipe
 
     torch.set_num_threads(1)
-    imports = peak_mib()
+    _, imports = resident_mib()
     started = time.perf_counter()
     run.fit(load_recipe(recipe))
-    peak = peak_mib()
+    _, peak = resident_mib()
     out = {"imports_mib": imports, "peak_mib": peak, "above_mib": peak - imports}
     print(json.dumps(out | {"seconds": time.perf_counter() - started}))
 
