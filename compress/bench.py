@@ -9,7 +9,7 @@ The same call gives the same results.json, apart from times and memory. `compres
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,10 +22,10 @@ from compress.accounting import account, read_plan
 from compress.architecture import architecture
 from compress.blocks import Blocks
 from compress.checkpoint import read_json, write_json
-from compress.evaluate import Progress
 from compress.latency import Workload
 from compress.machine import commit, machine, versions
 from compress.measure import choose_devices
+from compress.progress import Progress, silent
 from compress.runtimes import Runtime, check_runtimes
 from compress.variants import Kind, Variant, check_kinds, collect, control_layers, record
 
@@ -33,11 +33,6 @@ FORMAT = 1
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_VARIANTS: tuple[Kind, ...] = ("baseline", "skip-identity", "compressed")
 DEFAULT_RUNTIMES: tuple[Runtime, ...] = ("eager", "onnx")
-
-
-def silent(description: str, total: int) -> Callable[[], None]:
-    """The progress that shows nothing."""
-    return lambda: None
 
 
 def bench(

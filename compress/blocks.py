@@ -13,9 +13,9 @@ import torch
 from compress import data, quality
 from compress.accounting import cache_bytes_per_token, read_plan, weight_bytes
 from compress.checkpoint import Shards, hash_json, read_json
-from compress.evaluate import Progress
 from compress.latency import Workload, time_side_by_side
 from compress.probe import Job, cold
+from compress.progress import Progress
 from compress.quality import Remembered, Text
 from compress.runtimes import EagerRunner, Runner, Runtime, exported, exported_bytes, obstacle, open_runner, resolve_dtype
 from compress.variants import Variant

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compress.evaluate import Progress, perplexity
+from compress.evaluate import perplexity
 from compress.nn.symbolic import SymbolicMLP
+from compress.progress import Progress
 
 
 def measured(model: nn.Module, tokens: Tensor, progress: Progress | None = None) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from compress.progress import Progress, Tick
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overrides = Annotated[
@@ -18,23 +20,24 @@ Overrides = Annotated[
 
 
 @contextmanager
-def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int], Callable[[], None]]]:
+def progress_bars(quiet: bool = False) -> Iterator[Progress]:
     """Rich bars on stderr; silent where it is no terminal or the output is JSON."""
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description:<18}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        rich.TextColumn("{task.description:<18}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[note]}", style="dim"),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty()) as bar:
+    with rich.Progress(*columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty()) as bar:
 
-        def task(description: str, total: int) -> Callable[[], None]:
-            identifier = bar.add_task(description, total=total)
-            return lambda: bar.advance(identifier)
+        def task(description: str, total: int) -> Tick:
+            identifier = bar.add_task(description, total=total, note="")
+            return lambda note="", done=1: bar.update(identifier, advance=done, note=note)
 
         yield task
 

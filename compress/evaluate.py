@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compress.progress import Progress, silent
+
 Model = Callable[..., Any]  # a transformers model, or any callable: token ids (batch, length) → logits
-Progress = Callable[[str, int], Callable[[], None]]  # (description, total) → advance by one
 
 LOGITS_ELEMENTS = 2**26  # logits of one batch at most: 256 MiB in float32
 SOFTMAX_ELEMENTS = 2**23  # of these, this many are in float32 beside their logarithms at a time
@@ -92,14 +93,10 @@ def _batches(
     if batch is None:
         vocabulary = int(getattr(getattr(model, "config", None), "vocab_size", 2**16))
         batch = min(MOST_WINDOWS, max(1, LOGITS_ELEMENTS // (tokens.shape[1] * vocabulary)))
-    tick = (progress or _silent)(description, math.ceil(tokens.shape[0] / batch))
+    tick = (progress or silent)(description, math.ceil(tokens.shape[0] / batch))
     for start in range(0, tokens.shape[0], batch):
         yield start, tokens[start : start + batch]
         tick()
-
-
-def _silent(description: str, total: int) -> Callable[[], None]:
-    return lambda: None
 
 
 def _rows(logits: Tensor) -> Iterator[Tensor]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from compress import run
-from compress.first_pass import Progress
 from compress.numerics.expression import to_latex, to_text
 from compress.numerics.front import Candidate, Front, choose
+from compress.progress import Progress, silent
 from compress.recipe import Recipe, Step, load_recipe
 
 
@@ -57,7 +57,7 @@ def expressions(folder: Path, layer: int | None = None) -> list[Expressions]:
     return [_of_layer(found, layer)]
 
 
-def pick(folder: Path, layer: int, output: int, complexity: int, progress: Progress = run.silent) -> Path:
+def pick(folder: Path, layer: int, output: int, complexity: int, progress: Progress = silent) -> Path:
     """Put the most accurate expression of at most `complexity` at one output, and write the checkpoint again.
 
     Nothing is fitted again: the choice goes into the folder's recipe, and its unit files are taken over. Raises ValueError

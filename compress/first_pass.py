@@ -7,23 +7,26 @@ forward-and-backward.
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from compress import checkpoint
 from compress.memory import release_freed
 from compress.methods.base import Artefact, Material, Need
+from compress.numerics.regression import Log
 from compress.numerics.statistics import Moments, Statistic
+from compress.progress import Progress, Tick
 from compress.streaming import Boundaries, Hidden, StreamedModel
 from compress.taps import Collector
 from compress.units import Unit, layers_of
 
 BATCH_TOKENS = 2048  # tokens per forward pass: enough to keep the matrix products busy, little enough to stay small
-Progress = Callable[[str, int], Callable[[], None]]  # (description, total) → advance by one
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,27 @@ class Gradients:
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.{self.material[:12]}.safetensors"
+
+
+@dataclass(frozen=True)
+class SearchLog(Log):
+    """Finished searches of a unit, one file per output: an interrupted fit goes on with the next output."""
+
+    folder: Path
+    module: str
+    tick: Tick
+
+    def read(self, key: str) -> Any:
+        return checkpoint.read_json(self.folder / f"{key}.json")
+
+    def write(self, key: str, found: Any) -> None:
+        checkpoint.write_json(self.folder / f"{key}.json", found)
+
+    def tell(self, text: str) -> None:
+        self.tick(f"{self.module}: {text}", 0)
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -80,7 +104,7 @@ class FirstPass:
         else:
             self._forward(by_layer, tokens, len(todo), progress)
 
-    def _without_data(self, by_layer: Mapping[int, Sequence[Unit]], tick: Callable[[], None]) -> None:
+    def _without_data(self, by_layer: Mapping[int, Sequence[Unit]], tick: Tick) -> None:
         for index, units in by_layer.items():
             ready = [unit for unit in units if unit.group.layer == index]
             if ready:
@@ -133,9 +157,7 @@ class FirstPass:
         needs = [need for unit in units for need in self._needs(unit).values() if need.input_of.startswith(prefix)]
         return Collector(needs, layer, prefix, hidden.tokens, self.model.architecture)
 
-    def _collect_and_fit(
-        self, units: Sequence[Unit], collector: Collector, index: int, layer: nn.Module, tick: Callable[[], None]
-    ) -> None:
+    def _collect_and_fit(self, units: Sequence[Unit], collector: Collector, index: int, layer: nn.Module, tick: Tick) -> None:
         """Take what this layer gave; fit the units that now have everything, the widest input first, and let go of each
         statistic with its last reader: the others then do not pay for it.
         """
@@ -156,9 +178,7 @@ class FirstPass:
                 self._collected[id(unit)] = collected
             del collected
 
-    def _fit(
-        self, units: Sequence[Unit], statistics: Mapping[str, Statistic], layer: nn.Module, tick: Callable[[], None]
-    ) -> None:
+    def _fit(self, units: Sequence[Unit], statistics: Mapping[str, Statistic], layer: nn.Module, tick: Tick) -> None:
         """Fit units of one resident layer and write their files; a unit over several layers also reads the others' weights."""
         for unit in units:
             weights: dict[str, Tensor] = {}
@@ -169,11 +189,14 @@ class FirstPass:
                     if key.startswith("gradient:") and isinstance(value, Moments):
                         self.gradients.write(key.removeprefix("gradient:"), value)
             started = time.perf_counter()
-            artefact = unit.method.fit(Material(unit.group, self.model.architecture, weights, statistics, layer, self.seed))
+            log = SearchLog(self.work / "searches" / unit.group.name, unit.group.modules[-1], tick)
+            material = Material(unit.group, self.model.architecture, weights, statistics, layer, self.seed, log)
+            artefact = unit.method.fit(material)
             seconds = time.perf_counter() - started
             file = unit.file(self.work, self.material)
             checkpoint.write_json(file.with_suffix(".json"), {"seconds": round(seconds, 3)})
             checkpoint.write_unit(file, artefact, unit.fingerprint(self.material))
+            log.clear()
             del artefact
             release_freed()
             tick()

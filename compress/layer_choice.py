@@ -24,8 +24,9 @@ from compress.assembly import storage_dtype
 from compress.decision_log import append, open_log
 from compress.mistakes import explain
 from compress.mlp_candidates import Candidate, families, resized
+from compress.progress import Progress, silent
 from compress.recipe import Recipe, Step
-from compress.run import Job, Progress, silent
+from compress.run import Job
 from compress.trials import Split, Tail
 
 

@@ -15,8 +15,9 @@ from compress.architecture import Architecture
 from compress.equal_cost import equal_channels, equal_rank
 from compress.methods.base import Replacement
 from compress.mistakes import explain
+from compress.progress import Progress
 from compress.recipe import Step, set_value
-from compress.run import Job, Progress
+from compress.run import Job
 from compress.units import Unit
 
 CONTROLS = ("affine_mlp", "prune_channels")

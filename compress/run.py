@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,14 @@ from torch import Tensor
 from compress import checkpoint, data
 from compress.assembly import kept_names, load_variant, plan_of, storage_dtype, stored_tensors, tensors_of
 from compress.finetune import finetune
-from compress.first_pass import BATCH_TOKENS, FirstPass, Progress
+from compress.first_pass import BATCH_TOKENS, FirstPass
 from compress.methods.base import Artefact, Method, Preview, Replacement
+from compress.progress import Progress, silent
 from compress.recipe import Recipe
 from compress.refine import Part, SecondPass
 from compress.speed import judge
 from compress.streaming import StreamedModel
 from compress.units import Unit, allocated, control_steps, layers_of, units_of
-
-
-def silent(description: str, total: int) -> Callable[[], None]:
-    """The progress that shows nothing."""
-    return lambda: None
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from compress.methods.base import Artefact, Replacement
 from compress.methods.low_rank import LowRankMethod
 from compress.mistakes import explain
 from compress.numerics.rank import Form, RankRule, allocate, parameters, rank_at
+from compress.progress import Progress, silent
 from compress.recipe import Recipe
-from compress.run import Job, Progress, silent
+from compress.run import Job
 from compress.trials import Split, Tail
 from compress.units import Unit, layers_of
 

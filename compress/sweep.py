@@ -24,8 +24,9 @@ from torch import Tensor
 
 from compress import checkpoint, run
 from compress.first_pass import FirstPass
+from compress.progress import Progress, silent
 from compress.recipe import Recipe, parse_recipe, read_yaml, set_value
-from compress.run import Job, Progress, silent
+from compress.run import Job
 
 RANK_LISTS = ("rank", "keep", "budget", "explained_variance")
 

@@ -17,7 +17,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.nn import functional
 
-from compress.evaluate import Model, Progress, logits_of
+from compress.evaluate import Model, logits_of
+from compress.progress import Progress
 
 
 class Question(BaseModel):

@@ -18,8 +18,9 @@ from torch import Tensor
 from compress import data, methods
 from compress.architecture import Architecture, architecture
 from compress.checkpoint import Shards, hash_file, read_json
-from compress.evaluate import Progress, perplexity
+from compress.evaluate import perplexity
 from compress.hf import from_pretrained
+from compress.progress import Progress, silent
 from compress.variants import Record, mlp_means, record, skip_layers
 
 Verdict = Literal["same", "differs", "not measured"]
@@ -53,7 +54,7 @@ def verify(folder: Path, tolerance: float = TOLERANCE, progress: Progress | None
     except FileNotFoundError as error:
         origin = f"the original model is not here: {error}"
     findings = [*_files(folder, report), *_calibration(report, origin), *_parameters(folder, report, origin)]
-    return [*findings, *_evaluation(folder, report, origin, tolerance, progress or (lambda *_: lambda: None))]
+    return [*findings, *_evaluation(folder, report, origin, tolerance, progress or silent)]
 
 
 def differences(findings: list[Finding]) -> list[Finding]:

@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from compress.checkpoint import copy_tokenizer, locate, write_json
 from compress.data import resolve_model
 from compress.hf import from_pretrained
+from compress.progress import Progress, silent
 from exporters import onnx_parity, onnx_passes
 from exporters.genai import genai_config
 from exporters.onnx_pivots import fold_small_pivots
@@ -31,7 +32,6 @@ from exporters.onnx_surrogates import attach, surrogates_as_functions
 from exporters.onnx_trace import cache_shapes, check_opset, split_biases, takes_positions, trace
 
 DType = Literal["float32", "float16", "bfloat16"]
-Progress = Callable[[str, int], Callable[[], None]]  # (description, total) → advance by one
 
 EXPORT_VERSION = 1
 # Larger weights go to model.onnx.data, which onnxruntime maps instead of parsing. (A protobuf cannot exceed 2 GiB at all.)
@@ -202,7 +202,7 @@ class _Clock:
 
     def __init__(self, progress: Progress | None) -> None:
         self.seconds: dict[str, float] = {}
-        self._tick = progress("export onnx", len(_STAGES)) if progress else lambda: None
+        self._tick = (progress or silent)("export onnx", len(_STAGES))
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

@@ -33,3 +33,10 @@ def test_the_start_is_kept_where_no_step_helps(tmp_path):
     tuned = run.fit(tiny_recipe(source, tmp_path / "tuned", STEP, finetune={**TUNE, "lr": 100.0, "steps": 3}))
     before, after = (load_file(folder / "model.safetensors") for folder in (plain, tuned))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_learning_rate_far_too_high_is_halved_until_it_helps(tmp_path):
+    source = tiny_folder(tmp_path / "source", "llama")
+    tuned = run.fit(tiny_recipe(source, tmp_path / "tuned", STEP, finetune={**TUNE, "lr": 1.0}))
+    (row, *_) = json.loads((tuned / "report.json").read_text())["modules"]
+    assert row["finetune_kl_after"] < row["finetune_kl_before"]

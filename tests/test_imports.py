@@ -42,6 +42,7 @@ TABLE = [
     ["compress.architecture", "compress.plan", "compress.engine", "compress.rotary"],
     ["compress.nn"],
     ["compress.numerics"],
+    ["compress.progress"],
     ["compress.autoload"],
     ["compress"],
 ]

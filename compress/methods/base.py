@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from compress.architecture import Architecture
+from compress.numerics.regression import Log
 from compress.numerics.statistics import Statistic
 from compress.plan import ModuleSpec
 
@@ -57,6 +58,7 @@ class Material:
     statistics: Mapping[str, Statistic]
     layer: nn.Module
     seed: int = 0
+    log: Log = field(default_factory=Log)  # of the searches for expressions
 
     def linear(self, module: str) -> tuple[Tensor, Tensor | None]:
         """Weight (d_out, d_in) and bias of a linear, float64, whichever way round the checkpoint stores it."""

@@ -136,7 +136,7 @@ class ResidualSurrogate(Method):
             scale = targets[:cut].std(dim=0, correction=0)
             targets = targets / torch.where(scale > 0, scale, torch.ones_like(scale))
             held = (z[cut:], targets[cut:])
-            fronts = regress_each(z[:cut], targets[:cut], self.engine, material.seed, held, clamp=self.clamp)
+            fronts = regress_each(z[:cut], targets[:cut], self.engine, material.seed, held, clamp=self.clamp, log=material.log)
         low, high = z[:cut].amin(dim=0), z[:cut].amax(dim=0)
         features = evaluate([fronts[k].candidates[i] for k, i in varying(fronts)], z.clamp(low, high) if self.clamp else z)
         joint, held = extend(moments, x, y, features), measured(x[cut:], y[cut:], features[cut:])

@@ -85,7 +85,8 @@ class SymbolicSurrogate(Method):
         # Standardised on the rows that are fitted; the scales live in the projections, so they cost nothing when it runs.
         z, z_mean, z_scale = _standardise(reader.latents(values[:, :d_model]), cut)
         y, y_mean, y_scale = _standardise(writer.latents(values[:, d_model:]), cut)
-        fronts = regress_each(z[:cut], y[:cut], self.engine, material.seed, (z[cut:], y[cut:]), clamp=self.clamp)
+        held = (z[cut:], y[cut:])
+        fronts = regress_each(z[:cut], y[:cut], self.engine, material.seed, held, clamp=self.clamp, log=material.log)
         tensors = {
             "basis": (reader.components / z_scale).T.contiguous(),
             "offset": -(reader.mean @ reader.components + z_mean) / z_scale,

@@ -7,17 +7,18 @@ proposal is evaluated in float64, simplified, certified finite over the range of
 from __future__ import annotations
 
 import difflib
+import hashlib
 import warnings
 from dataclasses import replace
 from importlib import import_module
 from typing import Any, Literal, Self
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from compress.numerics.engines import Proposal
-from compress.numerics.front import Front
+from compress.numerics.front import Front, choose
 from compress.numerics.scoring import Judge, Rows, Scaling
 
 HELD_OUT = 0.2  # the share of rows held out where the caller gives none
@@ -50,7 +51,9 @@ class EngineOptions(BaseModel):
     )
     terms: int = Field(default=64, ge=0, description="most terms of the sparse path, which operon also tries first; 0: not")
     certify: bool = Field(default=True, description="keep only expressions proved finite over the calibrated range")
-    threads: PositiveInt = Field(default=1, description="outputs searched at the same time; changes no result")
+    threads: PositiveInt | None = Field(
+        default=None, exclude=True, description="outputs searched at the same time, by default one per core; changes no result"
+    )
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -67,6 +70,19 @@ class EngineOptions(BaseModel):
         if self.name == "sparse" and self.terms == 0:
             raise ValueError("the sparse engine needs `terms` of 1 or more")
         return self
+
+
+class Log:
+    """What a caller does with finished searches; this one forgets them."""
+
+    def read(self, key: str) -> Any:
+        """What was written under the key, or None."""
+
+    def write(self, key: str, found: Any) -> None:
+        """Keep a finished search: JSON values."""
+
+    def tell(self, text: str) -> None:
+        """Show how far the searches are."""
 
 
 def regress(
@@ -87,9 +103,19 @@ def regress(
 
 
 def regress_each(
-    z: Any, y: Any, engine: EngineOptions, seed: int = 0, held_out: tuple[Any, Any] | None = None, *, clamp: bool = False
+    z: Any,
+    y: Any,
+    engine: EngineOptions,
+    seed: int = 0,
+    held_out: tuple[Any, Any] | None = None,
+    *,
+    clamp: bool = False,
+    log: Log | None = None,
 ) -> list[Front]:
-    """One front per column of y (n, O), over the same inputs; each output's search has a seed of its own."""
+    """One front per column of y (n, O), over the same inputs; each output's search has a seed of its own.
+
+    Outputs are searched in parallel. `log` keeps every finished one, and gives it back when the same search is asked for again.
+    """
     rows = _check(z, y, held_out)
     if clamp:
         rows = replace(rows, z_held=rows.z_held.clip(rows.z.min(axis=0), rows.z.max(axis=0)))
@@ -102,20 +128,49 @@ def regress_each(
     y_mean, y_scale = _standard(rows.y)
     targets = (rows.y - y_mean) / y_scale
 
+    log = log or Log()
+    keys = [_key(rows, k, engine, int(seeds[k])) for k in range(rows.y.shape[1])]
+    fronts = {k: front for k, key in enumerate(keys) if (front := _kept(log.read(key))) is not None}
+    waiting = [k for k in range(len(keys)) if k not in fronts]
+
     def search(k: int) -> list[tuple[list[Proposal], list[str]]]:
         return [run(targets[:, k], int(seeds[k])) for run in searches] if np.ptp(rows.y[:, k]) else []
 
-    found: Any = Parallel(n_jobs=engine.threads, prefer="threads")(delayed(search)(k) for k in range(rows.y.shape[1]))
-    fronts = []
-    for k, results in enumerate(found):
+    threads = engine.threads or cpu_count()
+    found: Any = Parallel(n_jobs=threads, prefer="threads", return_as="generator")(delayed(search)(k) for k in waiting)
+    for k, results in zip(waiting, found, strict=True):
         proposals: list[Proposal] = [(["param", 0], [float(targets[:, k].mean())], "mean")]
         if results:
             proposals.append(_affine(standard, targets[:, k]))
         proposals += [p for part, _ in results for p in part]
         judge = Judge(rows, k, Scaling(mean, scale, float(y_mean[k]), float(y_scale[k])), engine.certify, engine.complexities)
         extra = [note for _, part in results for note in part] if results else [f"output {k} is constant"]
-        fronts.append(judge.front(proposals, [*notes, *extra]))
-    return fronts
+        fronts[k] = judge.front(proposals, [*notes, *extra])
+        log.write(keys[k], fronts[k].to_json())
+        log.tell(f"{len(fronts)} of {len(keys)} outputs, R² {_r2(fronts[k]):.2f} (output {k})")
+    return [fronts[k] for k in range(len(keys))]
+
+
+def _key(rows: Rows, k: int, engine: EngineOptions, seed: int) -> str:
+    """Hash of everything one output's front depends on."""
+    digest = hashlib.sha256(repr((engine.model_dump(mode="json"), k, seed)).encode())
+    for part in (rows.z, rows.y[:, k], rows.z_held, rows.y_held[:, k]):
+        digest.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _kept(found: Any) -> Front | None:
+    """The front that was kept; None where there is none or it is damaged."""
+    try:
+        return None if found is None else Front.from_json(found)
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+def _r2(front: Front) -> float:
+    """Of the most accurate candidate, on held-out rows where there are any."""
+    best = front.candidates[choose(front)]
+    return 1 - (best.train_loss if best.held_out_loss is None else best.held_out_loss)
 
 
 def _check(z: Any, y: Any, held_out: tuple[Any, Any] | None) -> Rows:
