@@ -21,6 +21,7 @@ from compress.methods.base import Artefact, Replacement
 from compress.recipe import Finetuning
 from compress.streaming import StreamedModel
 
+FORMAT = 2  # raise when the content of the state files changes meaning
 EVALUATIONS = 10  # how often the held-out windows are measured and the state is saved
 WARM_UP = 0.1  # share of the steps over which the learning rate rises
 
@@ -62,7 +63,7 @@ def finetune(
     train = tokens[order[len(held) :]] if len(tokens) > 1 else held
     optimiser = torch.optim.Adam(parameters, lr=options.lr)
     fingerprint = checkpoint.hash_json(
-        [options.model_dump(), seed, sorted(trained), [float(p.detach().sum()) for p in parameters]]
+        [FORMAT, options.model_dump(), seed, sorted(trained), [float(p.detach().sum()) for p in parameters]]
     )
     file = folder / f"{fingerprint[:12]}.safetensors"
     run = _resumed(file, fingerprint, parameters, optimiser)

@@ -26,26 +26,27 @@ from compress.recipe import parse_recipe
 LAYERS = [1, 3, 4]
 SIZES = (("gradient", 32, 8), ("neurons", 32, 16), ("gradient", 32, 32), ("neurons", 64, 32))  # latents of ours
 AFFINE = 16  # rank of its affine map
+CALIBRATION = 384  # windows
 PUBLISHED = {"inputs": 32, "outputs": 8}
 
 
 class Table:
     """Rows of one calibration and one validation text."""
 
-    def __init__(self, output: Path, calibration: str, validation: str, windows: int, refine: int) -> None:
+    def __init__(self, output: Path, calibration: str, validation: str, windows: int, steps: int) -> None:
         self.output, self.calibration, self.validation = output, calibration, validation
-        self.windows, self.refine = windows, refine
+        self.windows, self.steps = windows, steps
         self.rows: list[dict[str, Any]] = []
         dense = account(Path(resolve_model("novella"))).multiply_adds
         config = json.loads((Path(resolve_model("novella")) / "config.json").read_text())
         self.mlp = len(LAYERS) * 3 * config["hidden_size"] * config["intermediate_size"]
         self.rest = dense.linears + dense.programs - self.mlp
 
-    def fit(self, name: str, step: dict[str, Any], *, refine: bool = False, controls: bool = False) -> list[dict[str, Any]]:
+    def fit(self, name: str, step: dict[str, Any], *, finish: bool = False, controls: bool = False) -> list[dict[str, Any]]:
         """Add a row and give the report's modules; with `controls`, the dense model and the constant controls before it."""
         folder = self.output / name.replace(" ", "_").replace("/", "-").replace(",", "")
         if not (folder / "config.json").is_file():
-            run.fit(self._recipe(folder, step, refine, controls), work=self.output / "work")
+            run.fit(self._recipe(folder, step, finish, controls), work=self.output / "work")
         report = json.loads((folder / "report.json").read_text())
         nll = {variant: texts["text"]["nll"] for variant, texts in report["evaluation"].items()}
         if controls:
@@ -62,17 +63,17 @@ class Table:
         self.rows.append({"row": name, "extra_nll": extra, "nll": nll, "fit_seconds": seconds, "multiply_adds": multiply_adds})
         print(f"{name}: {extra:+.4f} nats, {multiply_adds} multiply-adds, {seconds:.0f} s", flush=True)
 
-    def _recipe(self, folder: Path, step: dict[str, Any], refine: bool, controls: bool) -> Any:
+    def _recipe(self, folder: Path, step: dict[str, Any], finish: bool, controls: bool) -> Any:
         text = {"text": self.validation, "length": 256, "sequences": self.windows}
         data: dict[str, Any] = {
             "model": "novella",
-            "calibration": {"text": self.calibration, "sequences": 128, "length": 256},
+            "calibration": {"text": self.calibration, "sequences": CALIBRATION, "length": 256},
             "steps": [{"layers": LAYERS, **step}],
             "evaluation": {"texts": {"text": text}, "controls": ["identity", "zero", "mean"] if controls else []},
             "output": str(folder),
         }
-        if refine:
-            data |= {"propagate_error": True, "refine": {"steps": self.refine}}
+        if finish:
+            data |= {"refine": {"steps": self.steps}, "finetune": {"steps": self.steps}}
         return parse_recipe(data)
 
     def markdown(self) -> str:
@@ -103,9 +104,10 @@ def fill(table: Table, operon: int, sizes: int) -> None:
         }
         for control, step in controls.items():
             table.fit(f"{control}, cost of {name}", step)
-        if position < 2 and table.refine:
-            for label, step in {f"ours {name}": ours, **{f"{c}, cost of {name}": s for c, s in controls.items()}}.items():
-                table.fit(f"{label}, refined", step, refine=True)
+        if kind == "neurons" and position < 2 and table.steps:
+            rows = {"published I32/O8 sparse": sparse, f"ours {name}": ours}
+            for label, step in {**rows, **{f"{c}, cost of {name}": s for c, s in controls.items()}}.items():
+                table.fit(f"{label}, refined and fine-tuned", step, finish=True)
 
 
 def main() -> None:
@@ -115,12 +117,12 @@ def main() -> None:
     parser.add_argument("--validation", default="novella")
     parser.add_argument("--windows", type=int, default=170, help="validation windows of 256 tokens, from the beginning")
     parser.add_argument("--operon", type=int, default=20_000, help="evaluations per output of the tree search; 0 leaves it out")
-    parser.add_argument("--refine", type=int, default=300, help="steps of block refinement; 0 leaves those rows out")
+    parser.add_argument("--steps", type=int, default=200, help="of block refinement, then fine-tuning; 0 leaves those rows out")
     parser.add_argument("--sizes", type=int, default=len(SIZES), help="how many sizes of ours")
     given = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    table = Table(given.output, given.calibration, given.validation, given.windows, given.refine)
+    table = Table(given.output, given.calibration, given.validation, given.windows, given.steps)
     fill(table, given.operon, given.sizes)
     write_json(given.output / "table.json", {"arguments": {k: str(v) for k, v in vars(given).items()}, "rows": table.rows})
     print(table.markdown())
