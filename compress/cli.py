@@ -158,11 +158,13 @@ def search(
 
     loaded = load_recipe(packaged(recipe), overrides or [])
     quiet_transformers()
+    from compress import mistakes, tables
     from compress import search as searches
-    from compress import tables
 
     given = {"metric": metric, "tolerance": tolerance, "tasks": tasks, "compare_uniform": compare_uniform}
-    options = searches.options_of({**given, "search_windows": search_windows, "test_windows": test_windows, "length": length})
+    options = mistakes.checked(
+        searches.SearchOptions, {**given, "search_windows": search_windows, "test_windows": test_windows, "length": length}
+    )
     with progress_bars(as_json) as progress:
         found = searches.search(loaded, options, fresh=fresh, progress=progress)
     if as_json:

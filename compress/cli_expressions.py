@@ -86,12 +86,12 @@ def layers(
 
     loaded = load_recipe(packaged(recipe), overrides or [])
     quiet_transformers()
-    from compress import layer_choice, tables
+    from compress import layer_choice, mistakes, tables
     from compress.sweep import parse_setting
 
     measured = {"search_windows": search_windows, "test_windows": test_windows, "length": length}
     varied = dict([parse_setting(sizes)] if sizes else [])
-    options = layer_choice.options_of({"budget": budget, "controls": controls, "sizes": varied, **measured})
+    options = mistakes.checked(layer_choice.LayerOptions, {"budget": budget, "controls": controls, "sizes": varied, **measured})
     with progress_bars(as_json) as progress:
         found = layer_choice.choose_layers(loaded, options, fresh=fresh, progress=progress)
     if as_json:
@@ -123,12 +123,12 @@ def explain(
     quiet_transformers()
     import torch
 
-    from compress import data, explanation
+    from compress import data, explanation, mistakes
     from compress.hf import from_pretrained
 
     sizes = {"inputs": inputs, "outputs": outputs, "neighbours": neighbours, "width": width, "seed": seed}
     searched = {"name": engine, "terms": explanation.TERMS, "evaluations": explanation.EVALUATIONS}
-    options = explanation.options_of({**sizes, "engine": searched, "choose": complexity or "knee"})
+    options = mistakes.checked(explanation.ExplainOptions, {**sizes, "engine": searched, "choose": complexity or "knee"})
     name = data.resolve_model(model)
     found = explanation.explain_token(
         from_pretrained(name, dtype=torch.float32).eval(), data.load_tokenizer(name), module, text, position, options

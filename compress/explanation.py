@@ -15,11 +15,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
 from compress.distillation import Distilled
-from compress.mistakes import explain
 from compress.numerics.front import Rule, choose
 from compress.numerics.regression import HELD_OUT, EngineOptions, regress_each
 from compress.token_function import TokenFunction
@@ -41,14 +40,6 @@ class ExplainOptions(BaseModel):
     engine: EngineOptions = Field(default_factory=lambda: EngineOptions(name="sparse", terms=TERMS))
     choose: Rule = Field("knee", description="held_out, knee, or the most accurate of at most this complexity")
     seed: int = 0
-
-
-def options_of(given: dict[str, Any]) -> ExplainOptions:
-    """Checked options. Raises ValueError with one line per mistake."""
-    try:
-        return ExplainOptions.model_validate(given)
-    except ValidationError as error:
-        raise ValueError("\n".join(explain(error, ExplainOptions))) from None
 
 
 @dataclass(frozen=True)

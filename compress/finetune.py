@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from compress.methods.base import Artefact, Replacement
 from compress.recipe import Finetuning
 from compress.streaming import StreamedModel
 
-FORMAT = 2  # raise when the content of the state files changes meaning
-EVALUATIONS = 10  # how often the held-out windows are measured and the state is saved
+FORMAT = 3  # raise when the content of the state files changes meaning
+EVALUATIONS = 20  # how often the held-out windows are measured and the state is saved
+PATIENCE = 2  # measurements in a row without a new best: then back to the best, with half the learning rate
 WARM_UP = 0.1  # share of the steps over which the learning rate rises
 
 
@@ -34,6 +35,7 @@ class _Run:
     best_loss: float
     start_loss: float
     rate: float  # what the scheduled learning rate is multiplied by
+    misses: int  # measurements since the last best
     best: list[Tensor]
 
 
@@ -48,10 +50,10 @@ def finetune(
 ) -> list[Replacement]:
     """Adam on the replaced modules' parameters; loss KL(original‖compressed) per token of `tokens` (windows, length).
 
-    The held-out windows are measured EVALUATIONS times. A measurement that is worse than the best so far puts the best
-    parameters back and halves the learning rate: a model that lost little needs a far smaller one than a model that lost much.
-    The best are kept, the start included. The state is kept in `folder`: an interrupted run goes on from its last measurement
-    and ends with the same bytes.
+    The held-out windows are measured EVALUATIONS times; PATIENCE of these without a new best put the best parameters back and
+    halve the learning rate: a model that lost little needs a far smaller one than a model that lost much. The best are kept,
+    the start included. The state is kept in `folder`: an interrupted run goes on from its last measurement and ends with the
+    same bytes.
     """
     teacher, student = load_variant(model, []), load_variant(model, replacements)
     names = {name for r in replacements for name, value in r.tensors.items() if value.is_floating_point() and value.numel()}
@@ -69,7 +71,7 @@ def finetune(
     run = _resumed(file, fingerprint, parameters, optimiser)
     if run is None:
         loss = _held_out(teacher, student, held, options.batch)
-        run = _Run(0, loss, loss, 1.0, [p.detach().clone() for p in parameters])
+        run = _Run(0, loss, loss, 1.0, 0, [p.detach().clone() for p in parameters])
     for _ in range(run.step):
         tick()
     every = max(1, options.steps // EVALUATIONS)
@@ -85,9 +87,11 @@ def finetune(
         if run.step % every == 0 or run.step == options.steps:
             loss = _held_out(teacher, student, held, options.batch)
             if loss < run.best_loss:
-                run.best_loss, run.best = loss, [p.detach().clone() for p in parameters]
+                run.best_loss, run.misses, run.best = loss, 0, [p.detach().clone() for p in parameters]
             else:
-                run.rate /= 2
+                run.misses += 1
+            if run.misses == PATIENCE:
+                run.rate, run.misses = run.rate / 2, 0
                 for parameter, best in zip(parameters, run.best, strict=True):
                     parameter.data.copy_(best)
             _save(file, fingerprint, run, parameters, optimiser)
@@ -123,7 +127,7 @@ def _save(file: Path, fingerprint: str, run: _Run, parameters: list[nn.Parameter
         state = optimiser.state[parameter]
         tensors |= {f"{i}.now": parameter.detach(), f"{i}.best": best}
         tensors |= {f"{i}.{key}": state[key] for key in ("step", "exp_avg", "exp_avg_sq")}
-    metadata = {"step": run.step, "best_loss": run.best_loss, "start_loss": run.start_loss, "rate": run.rate}
+    metadata = {field.name: getattr(run, field.name) for field in fields(run) if field.name != "best"}
     checkpoint.write_unit(file, Artefact(tensors, metadata), fingerprint)
 
 

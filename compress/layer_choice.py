@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from compress import checkpoint, data, plots, run, splits
 from compress.assembly import storage_dtype
 from compress.decision_log import append, open_log
-from compress.mistakes import explain
 from compress.mlp_candidates import Candidate, families, resized
 from compress.progress import Progress, silent
 from compress.recipe import Recipe, Step
@@ -45,14 +44,6 @@ class LayerOptions(BaseModel):
         {}, max_length=1, description="an option of the step and its values: a layer may take any, and go on to a smaller one"
     )
     controls: bool = Field(True, description="draw the curves of an affine map and of pruning at equal cost too")
-
-
-def options_of(given: Mapping[str, Any]) -> LayerOptions:
-    """Checked options. Raises ValueError with one line per mistake."""
-    try:
-        return LayerOptions.model_validate(given)
-    except ValidationError as error:
-        raise ValueError("\n".join(explain(error, LayerOptions))) from None
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+
+Options = TypeVar("Options", bound=BaseModel)
+
+
+def checked(model: type[Options], given: Mapping[str, Any]) -> Options:
+    """The options of a command. Raises ValueError with one line per mistake."""
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise ValueError("\n".join(explain(error, model))) from None
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:

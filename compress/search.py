@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress import checkpoint, data, run, splits
 from compress.assembly import storage_dtype
 from compress.decision_log import append, open_log
 from compress.methods.base import Artefact, Replacement
 from compress.methods.low_rank import LowRankMethod
-from compress.mistakes import explain
 from compress.numerics.rank import Form, RankRule, allocate, parameters, rank_at
 from compress.progress import Progress, silent
 from compress.recipe import Recipe
@@ -58,14 +57,6 @@ class SearchOptions(BaseModel):
     @property
     def allowed(self) -> float:
         return self.tolerance if self.tolerance is not None else 0.005 if self.metric == "perplexity" else 0.01
-
-
-def options_of(given: Mapping[str, Any]) -> SearchOptions:
-    """Checked options. Raises ValueError with one line per mistake."""
-    try:
-        return SearchOptions.model_validate(given)
-    except ValidationError as error:
-        raise ValueError("\n".join(explain(error, SearchOptions))) from None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from recipes_for_tests import tiny_folder
 
 from compress import cli
 
@@ -22,3 +23,16 @@ def compress(monkeypatch, capsys):
         return code, printed.out, printed.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Folder of a tiny random model by model type; only to be read."""
+    made = {}
+
+    def get(model_type):
+        if model_type not in made:
+            made[model_type] = tiny_folder(tmp_path_factory.mktemp(model_type), model_type)
+        return made[model_type]
+
+    return get

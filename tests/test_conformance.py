@@ -19,18 +19,6 @@ MAIN = ("llama", "qwen2", "gpt2", "opt")
 LOW_RANK = ("feature_space", "weight_svd", "whitened_svd")
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    made = {}
-
-    def get(model_type):
-        if model_type not in made:
-            made[model_type] = tiny_folder(tmp_path_factory.mktemp(model_type), model_type)
-        return made[model_type]
-
-    return get
-
-
 def logits(path):
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     with torch.no_grad():

@@ -9,8 +9,9 @@ from recipes_for_tests import tiny_folder
 from torch import nn
 
 from compress import data
-from compress.explanation import ExplainOptions, explain_token, options_of
+from compress.explanation import ExplainOptions, explain_token
 from compress.hf import from_pretrained
+from compress.mistakes import checked
 from compress.token_function import TokenFunction
 
 MLP, ATTENTION, LAYER = "model.layers.1.mlp", "model.layers.1.self_attn", "model.layers.1"
@@ -158,6 +159,6 @@ def test_a_module_that_does_not_change_is_refused(tiny):
 
 def test_options_are_checked():
     with pytest.raises(ValueError, match=r"width: Input should be greater than 0; given 0"):
-        options_of({"width": 0})
+        checked(ExplainOptions, {"width": 0})
     with pytest.raises(ValueError, match=r"neighbours: Input should be greater than or equal to 50"):
-        options_of({"neighbours": 3})
+        checked(ExplainOptions, {"neighbours": 3})

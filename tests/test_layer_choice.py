@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from compress import data, layer_choice, run
 from compress.accounting import account
 from compress.evaluate import perplexity
-from compress.layer_choice import LayerOptions, choose_layers, options_of
+from compress.layer_choice import LayerOptions, choose_layers
+from compress.mistakes import checked
 from compress.trials import Split
 
 STEP = {"method": "residual_mlp", "latents": {"inputs": 6, "outputs": 2}, "affine": 3, "samples": 800}
@@ -187,6 +188,6 @@ def test_what_cannot_be_chosen_is_named(source, tmp_path, steps, given, message)
 
 def test_options_are_checked():
     with pytest.raises(ValueError, match=r"budget: Input should be less than 1; given 1\.5"):
-        options_of({"budget": 1.5})
+        checked(LayerOptions, {"budget": 1.5})
     with pytest.raises(ValueError, match=r"did you mean 'budget'\?"):
-        options_of({"budge": 0.5})
+        checked(LayerOptions, {"budge": 0.5})

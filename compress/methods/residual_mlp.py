@@ -23,9 +23,10 @@ from compress.methods.affine_mlp import (
     d_model,
     output_metric,
 )
-from compress.methods.base import Artefact, Group, Material, Method, Need, Preview, Replacement, chain_tensors, mlp_chain
+from compress.methods.base import Artefact, Group, Material, Need, Preview, Replacement, chain_tensors, mlp_chain
 from compress.methods.prune_channels import neurons
 from compress.methods.skip_mlp import mlp_parameters, parameters_before
+from compress.methods.surrogate import Surrogate
 from compress.numerics import subspace
 from compress.numerics.expression import join, to_text
 from compress.numerics.features import evaluate, renumbered, varying
@@ -57,12 +58,10 @@ class Latents(BaseModel):
     per_output: bool = Field(default=False, description="gradient: an equal share of the directions for each output")
 
 
-class ResidualSurrogate(Method):
+class ResidualSurrogate(Surrogate):
     """MLP(x) ≈ affine map of low rank + D f(B x): expressions for the loss-weighted residual of the map."""
 
     reference = "SymTorch, section 4.1, on the residual of a reduced-rank regression; active subspaces (Constantine 2015)"
-    replaces = "mlp"
-    decided_late = frozenset({"choose", "picks"})
 
     latents: Latents = Field(
         Latents(), description="{kind: pca | regression | gradient, inputs: n, outputs: m, per_output: bool}"
@@ -71,18 +70,9 @@ class ResidualSurrogate(Method):
     importance: Literal["none", "fisher"] = Field(
         "fisher", description="fisher: weight output errors by the second moment of the loss gradient (one backward pass)"
     )
-    samples: int = Field(8192, ge=10, description="tokens sampled for the regression; the last fifth, other text, is held out")
     engine: EngineOptions = Field(
         default_factory=lambda: EngineOptions(name="sparse"), description="what searches: {name: sparse | operon | pysr, …}"
     )
-    choose: Literal["held_out", "knee"] | PositiveInt = Field(
-        "held_out",
-        description="expression taken from each front: held_out, knee, or the most accurate of at most this complexity",
-    )
-    picks: dict[int, dict[int, PositiveInt]] = Field(
-        {}, description="layer: {output: complexity}; single expressions chosen by hand, as `compress pick` writes them"
-    )
-    clamp: bool = Field(True, description="hold latents within the calibrated range, where the expressions are proved finite")
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
         sample = Need(group.modules[0], group.modules[-1], "sample", self.samples)
@@ -96,10 +86,7 @@ class ResidualSurrogate(Method):
         for name, value in sizes.items():
             if value > width:
                 raise ValueError(f"{group.modules[-1]}: {name}: {value} given, at most d_model = {width} directions exist")
-        if (rows := int(self.samples * (1 - HELD_OUT))) < latents.inputs + 2:
-            raise ValueError(
-                f"samples: {self.samples} leaves {rows} rows to fit {latents.inputs} inputs; give more samples or fewer inputs"
-            )
+        self.check_samples(latents.inputs)
         available(self.engine)
         after = latents.inputs * (width + 3) + (latents.outputs + 1 + 2 * self.affine) * width
         note = f"{latents.inputs} in, {latents.outputs} expressions by {self.engine.name}, affine of rank {self.affine}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
 from compress.architecture import Architecture
-from compress.methods.base import Artefact, Group, Material, Method, Need, Preview, Replacement, chain_tensors, mlp_chain
+from compress.methods.base import Artefact, Group, Material, Need, Preview, Replacement, chain_tensors, mlp_chain
 from compress.methods.mlp_bottleneck import principal_components
 from compress.methods.skip_mlp import mlp_parameters, parameters_before
+from compress.methods.surrogate import Surrogate
 from compress.numerics.expression import join, to_text
 from compress.numerics.front import Front, Rule, choose
 from compress.numerics.program import compile_program
@@ -33,26 +34,16 @@ class Latents(BaseModel):
     outputs: PositiveInt = Field(default=8, description="principal components of its output, one expression each")
 
 
-class SymbolicSurrogate(Method):
+class SymbolicSurrogate(Surrogate):
     """MLP(x) ≈ P_O⁻¹(f(P_I(x))): f_k one expression per output latent, found by symbolic regression on sampled tokens."""
 
     reference = "SymTorch, section 4.1 and table 1; PCA + PySR of astroautomata/LLM_PCA"
-    replaces = "mlp"
-    decided_late = frozenset({"choose", "picks"})
 
     latents: Latents = Field(
         Latents(), description="{inputs: principal components read, outputs: principal components written}"
     )
     samples: int = Field(6000, ge=10, description="tokens sampled for the regression; the last fifth, other text, is held out")
     engine: EngineOptions = Field(default_factory=EngineOptions, description="what searches: {name: operon | sparse | pysr, …}")
-    choose: Literal["held_out", "knee"] | PositiveInt = Field(
-        "held_out",
-        description="expression taken from each front: held_out, knee, or the most accurate of at most this complexity",
-    )
-    picks: dict[int, dict[int, PositiveInt]] = Field(
-        {}, description="layer: {output: complexity}; single expressions chosen by hand, as `compress pick` writes them"
-    )
-    clamp: bool = Field(True, description="hold latents within the calibrated range, where the expressions are proved finite")
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
         first, last = group.modules[0], group.modules[-1]
@@ -66,10 +57,7 @@ class SymbolicSurrogate(Method):
                 raise ValueError(
                     f"{group.modules[-1]}: latents.{name}: {value} given, at most d_model = {d_model} components exist"
                 )
-        if (rows := int(self.samples * (1 - HELD_OUT))) < inputs + 2:
-            raise ValueError(
-                f"samples: {self.samples} leaves {rows} rows to fit {inputs} inputs; give more samples or fewer inputs"
-            )
+        self.check_samples(inputs)
         available(self.engine)
         after = inputs * (d_model + 3) + (outputs + 1) * d_model
         note = f"{inputs} in, {outputs} expressions by {self.engine.name}; their constants not counted"

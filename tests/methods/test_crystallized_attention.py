@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from checkpoints import run_without
-from recipes_for_tests import tiny_folder, tiny_recipe
+from recipes_for_tests import tiny_recipe
 from transformers import AutoModelForCausalLM
 
 from compress import run
@@ -17,18 +17,6 @@ from compress.sweep import sweep
 
 FIVE = ("gpt2", "llama", "qwen2", "qwen3", "mistral")
 IDS = torch.arange(2 * 30).view(2, 30) * 7 % 89 + 1
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    made = {}
-
-    def get(model_type):
-        if model_type not in made:
-            made[model_type] = tiny_folder(tmp_path_factory.mktemp(model_type), model_type)
-        return made[model_type]
-
-    return get
 
 
 def fitted(source, tmp_path, **options):
