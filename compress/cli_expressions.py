@@ -63,11 +63,11 @@ def pick(
 
 
 def layers(
-    recipe: Annotated[Path, typer.Argument(help="A recipe whose one step replaces MLPs.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe with one step that replaces MLPs or crystallizes attention.")],
     overrides: Overrides = None,
     budget: Annotated[
         float | None,
-        typer.Option(help="Fraction of the targeted MLPs' multiply-adds that may remain; default: all replaced."),
+        typer.Option(help="Fraction of the targeted layers' cost that may remain; default: all replaced."),
     ] = None,
     sizes: Annotated[
         str | None, typer.Option(help="An option of the step and its values, latents.outputs=16,64: each layer may take any.")
@@ -81,7 +81,7 @@ def layers(
     fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Forget an earlier run, or continue it.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Choose which MLPs to replace by measuring, cheapest nll per multiply-add first; writes layers.json and a plot."""
+    """Choose which layers to replace by measuring, least nll for what is saved first; writes layers.json and a plot."""
     from compress.recipe import load_recipe
 
     loaded = load_recipe(packaged(recipe), overrides or [])

@@ -1,11 +1,11 @@
-"""Which MLPs to replace: greedily, the one that costs the least nll per multiply-add saved, measured in place.
+"""Which layers to replace: greedily, the one that costs the least nll for what it saves, measured in place.
 
-    MLP step over its layers ──fit once──► trials from cached hidden states ──► layers.jsonl ──► layers.json, layers.png
+    one step over its layers ──fit once──► trials from cached hidden states ──► layers.jsonl ──► layers.json, layers.png
 
-Beside the recipe's own method, an affine map and channel pruning of as many multiply-adds are chosen in the same way, each in
-its own best order: curves of perplexity against the share of the MLPs' multiply-adds that is gone. Choices are made on one
-split, the curves are of another. Every replacement is fitted on the original's inputs, as `fit` does, and measured among those
-already in place.
+A step that replaces MLPs saves multiply-adds, crystallized attention numbers to average (`candidates.SAVED`). Beside an MLP
+method, an affine map and channel pruning of as many multiply-adds are chosen in the same way, each in its own best order:
+curves of perplexity against the share of the multiply-adds that is gone. Choices are made on one split, the curves are of
+another. Every replacement is fitted on the original's inputs, as `fit` does, and measured among those already in place.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compress import checkpoint, data, plots, run, splits
 from compress.assembly import storage_dtype
+from compress.candidates import SAVED, Candidate, families, resized
 from compress.decision_log import append, open_log
-from compress.mlp_candidates import Candidate, families, resized
 from compress.progress import Progress, silent
 from compress.recipe import Recipe, Step
 from compress.run import Job
@@ -35,7 +35,7 @@ class LayerOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     budget: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="fraction of the targeted MLPs' multiply-adds that may remain; None replaces them all, for the curve"
+        None, description="fraction of the targeted layers' cost that may remain; None replaces them all, for the curve"
     )
     search_windows: Annotated[int, Field(ge=1)] = Field(32, description="first windows of the first evaluation text")
     test_windows: Annotated[int, Field(ge=1)] = Field(64, description="last windows of the same text")
@@ -57,18 +57,19 @@ class Splits:
 def choose_layers(
     recipe: Recipe, options: LayerOptions | None = None, *, fresh: bool = False, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Choose the layers of a recipe's one MLP step; writes `<output>/layers.json` and `layers.png`, returns the former.
+    """Choose the layers of a recipe's one step; writes `<output>/layers.json` and `layers.png`, returns the former.
 
     "layers" are the chosen ones, ascending, "steps" those of a recipe that replaces them; "families" has, by method, a row per
-    replacement in the order of choice: the layer and its size, the share of the targeted MLPs' multiply-adds "removed" so far,
-    and perplexity on both splits (None where it overflows).
+    replacement in the order of choice: the layer and its size, the share of the targeted layers' cost "removed" so far, and
+    perplexity on both splits (None where it overflows).
     Every choice is a line of `<output>/layers.jsonl`: an interrupted run continues behind its last one unless `fresh`. Raises
     ValueError for other steps, too little text, a budget out of reach, or a log of another run.
     """
     options = options or LayerOptions.model_validate({})
-    if len(recipe.steps) != 1 or recipe.steps[0].options.replaces != "mlp":
+    replaces = recipe.steps[0].options.replaces
+    if len(recipe.steps) != 1 or not (replaces == "mlp" or recipe.steps[0].method == "crystallized_attention"):
         found = ", ".join(step.method for step in recipe.steps)
-        raise ValueError(f"layers are chosen for one step that replaces MLPs; the recipe has {found}")
+        raise ValueError(f"layers are chosen for one step that replaces MLPs or crystallizes attention; the recipe has {found}")
     job = run.prepare(recipe)
     log = recipe.output / "layers.jsonl"
     if fresh:
@@ -100,28 +101,36 @@ def choose_layers(
         split.close()
     reached = curves[own][-1]["saved"] if curves[own] else 0
     if goal != math.inf and reached < goal:
-        raise RuntimeError(f"{own}: the model overflows with any further MLP replaced; {1 - reached / total:.3f} remain")
-    dense = {"search": on.search.baseline, "test": on.test.baseline, "multiply_adds": total}
+        raise RuntimeError(f"{own}: the model overflows with any further layer replaced; {1 - reached / total:.3f} remain")
+    dense = {"search": on.search.baseline, "test": on.test.baseline, "cost": total}
     taken = {row["layer"]: row["size"] for row in curves[own]}  # the last size of each layer
     steps = _steps(recipe.steps[0], options.sizes, taken)
-    out = {"format": 1, "budget": options.budget, "layers": sorted(taken), "steps": steps, "dense": dense, "families": curves}
+    out = {
+        "format": 1,
+        "saves": SAVED[replaces],
+        "budget": options.budget,
+        "layers": sorted(taken),
+        "steps": steps,
+        "dense": dense,
+        "families": curves,
+    }
     checkpoint.write_json(recipe.output / "layers.json", out)
     draw(out, recipe.output / "layers.png")
     return out
 
 
 def draw(found: Mapping[str, Any], path: Path) -> Path:
-    """The curves of layers.json: perplexity on the test split over the share of multiply-adds removed, in percent."""
+    """The curves of layers.json: perplexity on the test split over the share of the cost that is removed, in percent."""
     dense = found["dense"]["test"]
     curves = {
         name: [(0.0, dense), *((100 * row["removed"], row["test"]) for row in rows if row["test"] is not None)]
         for name, rows in found["families"].items()
     }
-    return plots.curve(curves, path, "multiply-adds of the MLPs removed, %", "perplexity, test split", baseline=dense)
+    return plots.curve(curves, path, f"{found['saves']} removed, %", "perplexity, test split", baseline=dense)
 
 
 def _goal(candidates: Sequence[Candidate], total: int, budget: float | None) -> float:
-    """Multiply-adds to save. Raises ValueError where all candidates together do not."""
+    """Cost to save. Raises ValueError where all candidates together do not."""
     if budget is None:
         return math.inf
     most: dict[int, int] = {}
@@ -130,7 +139,7 @@ def _goal(candidates: Sequence[Candidate], total: int, budget: float | None) -> 
     least = 1 - sum(most.values()) / total
     if least > budget:
         raise ValueError(
-            f"budget: {budget:g} given, but with every targeted MLP replaced {least:.3f} of their multiply-adds remain; "
+            f"budget: {budget:g} given, but with every targeted layer replaced {least:.3f} of their cost remain; "
             "give a larger budget, more layers, or smaller replacements"
         )
     return (1 - budget) * total
@@ -157,11 +166,11 @@ class _Greedy:
 
     def __init__(self, job: Job, candidates: Sequence[Candidate], on: Splits) -> None:
         self.on, self.candidates = on, candidates
-        self.costs = dict.fromkeys(range(len(candidates)), -math.inf)  # nll per multiply-add, as last measured
+        self.costs = dict.fromkeys(range(len(candidates)), -math.inf)  # nll per unit of cost saved, as last measured
         self.tail = Tail(job.model, storage_dtype(job.model))
         self.tail.reach(min(candidate.layer for candidate in candidates))
         self.first = job.model.n_layers  # the lowest layer that is replaced
-        self.by_layer: dict[int, int] = {}  # multiply-adds saved
+        self.by_layer: dict[int, int] = {}  # cost saved
         self.nll = math.log(on.search.baseline)
 
     @property
@@ -175,7 +184,7 @@ class _Greedy:
         write: Callable[[Mapping[str, Any]], None],
         tick: Callable[[], None],
     ) -> list[dict[str, Any]]:
-        """Replace until `goal` multiply-adds are saved; `known` choices are taken over, new ones written."""
+        """Replace until `goal` of the cost is saved; `known` choices are taken over, new ones written."""
         lines = list(known)
         rows = []
         while self.costs and self.saved < goal:

@@ -198,9 +198,9 @@ def fronts_table(layer: Mapping[str, Any]) -> Table:
 def layers_table(found: Mapping[str, Any]) -> Table:
     """The curves of a layer choice, one row a replacement in the order of choice."""
     budget = found["budget"]
-    caption = "each row replaces one MLP more, the one that costs least nll per multiply-add saved on the search split"
+    caption = "each row replaces one layer more, the one that costs least nll for what it saves, on the search split"
     table = Table(title="layers" if budget is None else f"layers, budget {budget:g}", caption=caption)
-    for column in ("method", "layer", "MLP multiply-adds removed", "search split", "test split"):
+    for column in ("method", "layer", f"{found['saves']} removed", "search split", "test split"):
         table.add_column(column, justify="left" if column == "method" else "right")
     dense = found["dense"]
     table.add_row("dense", "", "0.0%", f"{dense['search']:.3f}", f"{dense['test']:.3f}")

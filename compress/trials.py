@@ -20,6 +20,7 @@ from torch.nn import functional
 from compress.first_pass import BATCH_TOKENS
 from compress.hf import build, link
 from compress.methods.base import Replacement
+from compress.nn import WRAPPERS
 from compress.splits import Accuracy, Perplexity
 from compress.streaming import Boundaries, StreamedModel
 
@@ -82,6 +83,7 @@ class Tail:
         self.model, self.stored_in = model, stored_in
         self.first = model.n_layers
         self.layers: list[nn.Module] = []
+        self._originals: dict[str, nn.Module] = {}  # of modules that were replaced
 
     def reach(self, index: int) -> None:
         """Put the original layers down to `index` before the others."""
@@ -93,7 +95,9 @@ class Tail:
     def install(self, replacement: Replacement) -> None:
         """Put a replacement in as the checkpoint will hold it: rounded to the stored dtype, computed with in the stream's."""
         for spec in replacement.specs:
-            module = build(spec, self._find(spec.module))
+            original = self._originals.setdefault(spec.module, self._find(spec.module))
+            # A copy, because attention methods keep and change what they replace.
+            module = build(spec, copy.deepcopy(original) if spec.kind in WRAPPERS else original)
             prefix = spec.module + "."
             own = {k.removeprefix(prefix): v for k, v in replacement.tensors.items() if k.startswith(prefix)}
             rounded = {k: v.to(self.stored_in).to(self.model.dtype) if v.dtype == torch.float64 else v for k, v in own.items()}

@@ -19,7 +19,7 @@ TABLE = [
     ["compress.columns", "compress.cells", "compress.summary", "compress.labels"],
     ["compress.search", "compress.sweep", "compress.distillation", "compress.expressions"],
     ["compress.token_function"],
-    ["compress.trials", "compress.mlp_candidates"],
+    ["compress.trials", "compress.candidates"],
     ["compress.splits"],
     ["compress.run", "compress.bench", "compress.blocks"],
     ["compress.card", "compress.remote_code"],

@@ -1,4 +1,4 @@
-"""Layers are chosen by what was measured: cheapest nll per multiply-add first, in place, resumable, as the checkpoint is."""
+"""Layers are chosen by what was measured: least nll for what is saved first, in place, resumable, as the checkpoint is."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def test_every_choice_was_the_cheapest_per_multiply_add_of_all_measured(chosen):
         assert [d["layer"] for d in own] == [row["layer"] for row in rows]
         assert sorted(row["layer"] for row in rows) == [0, 1, 2, 3]
         assert {t["candidate"] for t in own[0]["trials"]} == {0, 1, 2, 3}  # one a layer: the first choice measured them all
-        total, removed = found["dense"]["multiply_adds"], 0
+        total, removed = found["dense"]["cost"], 0
         saved = {row["layer"]: row["saved"] - (rows[i - 1]["saved"] if i else 0) for i, row in enumerate(rows)}
         nll, costs = math.log(found["dense"]["search"]), {}
         for decision in own:
@@ -172,10 +172,18 @@ def test_what_follows_a_texts_own_sequences_is_in_no_split(source, tmp_path):
 @pytest.mark.parametrize(
     ("steps", "given", "message"),
     [
-        ([{"method": "weight_svd", "rank": 4}], {}, r"one step that replaces MLPs; the recipe has weight_svd"),
+        (
+            [{"method": "weight_svd", "rank": 4}],
+            {},
+            r"MLPs or crystallizes attention; the recipe has weight_svd",
+        ),
         ([{**STEP, "layers": [0]}, {**STEP, "layers": [1]}], {}, r"the recipe has residual_mlp, residual_mlp"),
-        ([STEP], {"budget": 0.01}, r"budget: 0.01 given, but with every targeted MLP replaced 0\.\d+ of their"),
-        ([{**STEP, "affine": 32, "latents": {"inputs": 32, "outputs": 32}}], {}, r"residual_mlp saves no multiply-adds here"),
+        ([STEP], {"budget": 0.01}, r"budget: 0.01 given, but with every targeted layer replaced 0\.\d+ of their"),
+        (
+            [{**STEP, "affine": 32, "latents": {"inputs": 32, "outputs": 32}}],
+            {},
+            r"saves no multiply-adds of the MLPs here",
+        ),
         ([STEP], {"sizes": {"afine": [2, 4]}}, r"unknown key 'afine'; did you mean 'affine'\?"),
         ([STEP], {"sizes": {"affine": [2, 99]}}, r"affine: 99 given, at most d_model = 32"),
         ([STEP], {"test_windows": 900}, r"lower --search-windows, --test-windows or --length"),
@@ -184,6 +192,21 @@ def test_what_follows_a_texts_own_sequences_is_in_no_split(source, tmp_path):
 def test_what_cannot_be_chosen_is_named(source, tmp_path, steps, given, message):
     with pytest.raises(ValueError, match=message):
         choose_layers(recipe(source, tmp_path, *steps), options(**given))
+
+
+def test_attention_layers_are_chosen_by_what_they_average(source, tmp_path):
+    step = {"method": "crystallized_attention", "rank": 2}
+    given = options(budget=0.4, sizes={"rank": [1, 2, 4]})
+    found = choose_layers(recipe(source, tmp_path / "choice", step), given)
+    ((method, rows),) = found["families"].items()
+    assert (method, found["saves"]) == ("crystallized_attention", "value numbers averaged per position")
+    assert rows[-1]["removed"] >= 0.6 > rows[-2]["removed"]
+    folder = run.fit(recipe(source, tmp_path / "fit", *found["steps"]))
+    modules = json.loads((folder / "report.json").read_text())["modules"]
+    assert sum(row["averaged"]["before"] - row["averaged"]["after"] for row in modules) == rows[-1]["saved"]
+    assert found["dense"]["cost"] == 4 * modules[0]["averaged"]["before"]
+    measured = perplexity(AutoModelForCausalLM.from_pretrained(folder), windows(source)[-SIZES["test_windows"] :])
+    assert measured["perplexity"] == pytest.approx(rows[-1]["test"], rel=1e-4)
 
 
 def test_options_are_checked():

@@ -110,6 +110,7 @@ class CrystallizedAttention(Method):
             "rank": rank,
             "parameters_before": count,
             "parameters": count,
+            "averaged": {"before": artefact.metadata["groups"] * size, "after": artefact.metadata["groups"] * rank},
             "relative_error": max(1 - kept, 0.0) ** 0.5,
             "residual": describe_spectrum(artefact.tensors["residual_spectrum"]),
         }

@@ -1,4 +1,4 @@
-"""Finished replacements of a step's MLPs with what they cost, and the same layers by controls of as many multiply-adds."""
+"""Finished replacements of a step's MLPs or attentions with what they cost, and MLP controls of as many multiply-adds."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from compress.run import Job
 from compress.units import Unit
 
 CONTROLS = ("affine_mlp", "prune_channels")
+# What a replacement saves, by what it replaces: a report row gives the numbers of an attention as "averaged".
+SAVED = {"mlp": "multiply-adds of the MLPs", "attention": "value numbers averaged per position"}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One MLP's finished replacement and its multiply-adds per token, before and after."""
+    """A layer's finished replacement and what it costs per token, before and after, as SAVED names it."""
 
     unit: Unit
     replacement: Replacement
@@ -55,7 +57,7 @@ def families(
     steps = [(resized(step, key, value), value) for value in values]
     made = {step.method: _candidates(job, steps, tokens, progress)}
     own = made[step.method]
-    for name in CONTROLS if controls else ():
+    for name in CONTROLS if controls and step.options.replaces == "mlp" else ():
         steps = [
             (_control(name, candidate, job), candidate.size) for candidate in own if 0 < candidate.after < candidate.before
         ]
@@ -64,7 +66,7 @@ def families(
     useful = {name: [c for c in candidates if c.saved > 0] for name, candidates in made.items()}
     if not useful[step.method]:
         costs = ", ".join(f"layer {c.layer}: {c.after:,} for {c.before:,}" for c in own)
-        raise ValueError(f"{step.method} saves no multiply-adds here ({costs}); make it smaller")
+        raise ValueError(f"{step.method} saves no {SAVED[step.options.replaces]} here ({costs}); make it smaller")
     return {name: candidates for name, candidates in useful.items() if candidates}
 
 
@@ -94,12 +96,19 @@ def _candidates(job: Job, steps: Sequence[tuple[Step, Any]], tokens: Tensor, pro
         artefact = first_pass.artefact(unit)
         assert artefact is not None
         made = unit.method.replace(unit.group, artefact, job.model.architecture)
-        before = _mlp_multiply_adds(job, unit.group.layer)
-        # No specs: pruning that keeps every channel leaves the MLP as it is.
-        after = before if not made.specs else sum(_entries(tuple(t.shape)) for t in made.tensors.values())
-        after += sum(row.get("operations", 0) for row in made.report)
-        out.append(Candidate(unit, made, before, after, size))
+        out.append(Candidate(unit, made, *_costs(job, unit, made), size))
     return out
+
+
+def _costs(job: Job, unit: Unit, made: Replacement) -> tuple[int, int]:
+    """(before, after) of one layer."""
+    if unit.method.replaces == "attention":
+        ((before, after),) = [(row["averaged"]["before"], row["averaged"]["after"]) for row in made.report]
+        return before, after
+    before = _mlp_multiply_adds(job, unit.group.layer)
+    # No specs: pruning that keeps every channel leaves the MLP as it is.
+    after = before if not made.specs else sum(_entries(tuple(t.shape)) for t in made.tensors.values())
+    return before, after + sum(row.get("operations", 0) for row in made.report)
 
 
 def _control(name: str, candidate: Candidate, job: Job) -> Step:
