@@ -22,7 +22,7 @@ from compress.units import Unit
 
 CONTROLS = ("affine_mlp", "prune_channels")
 # What a replacement saves, by what it replaces: a report row gives the numbers of an attention as "averaged".
-SAVED = {"mlp": "multiply-adds of the MLPs", "attention": "value numbers averaged per position"}
+SAVED = {"mlp": "multiply-adds of the MLPs", "attention": "averaged value numbers"}
 
 
 @dataclass(frozen=True)

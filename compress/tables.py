@@ -201,7 +201,7 @@ def layers_table(found: Mapping[str, Any]) -> Table:
     caption = "each row replaces one layer more, the one that costs least nll for what it saves, on the search split"
     table = Table(title="layers" if budget is None else f"layers, budget {budget:g}", caption=caption)
     for column in ("method", "layer", f"{found['saves']} removed", "search split", "test split"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=column == "method")
     dense = found["dense"]
     table.add_row("dense", "", "0.0%", f"{dense['search']:.3f}", f"{dense['test']:.3f}")
     for method, rows in found["families"].items():

@@ -199,7 +199,7 @@ def test_attention_layers_are_chosen_by_what_they_average(source, tmp_path):
     given = options(budget=0.4, sizes={"rank": [1, 2, 4]})
     found = choose_layers(recipe(source, tmp_path / "choice", step), given)
     ((method, rows),) = found["families"].items()
-    assert (method, found["saves"]) == ("crystallized_attention", "value numbers averaged per position")
+    assert (method, found["saves"]) == ("crystallized_attention", "averaged value numbers")
     assert rows[-1]["removed"] >= 0.6 > rows[-2]["removed"]
     folder = run.fit(recipe(source, tmp_path / "fit", *found["steps"]))
     modules = json.loads((folder / "report.json").read_text())["modules"]
