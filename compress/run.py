@@ -18,6 +18,7 @@ from torch import Tensor
 
 from compress import checkpoint, data
 from compress.assembly import kept_names, load_variant, plan_of, storage_dtype, stored_tensors, tensors_of
+from compress.channel_order import with_free_orders
 from compress.finetune import finetune
 from compress.first_pass import BATCH_TOKENS, FirstPass
 from compress.methods.base import Artefact, Method, Preview, Replacement
@@ -123,6 +124,7 @@ def fit(recipe: Recipe, *, fresh: bool = False, progress: Progress = silent, wor
         replacements["compressed"] = finetune(
             job.model, replacements["compressed"], tokens, recipe.finetune, recipe.seed, job.work / "finetuned", tick
         )
+    replacements["compressed"] = with_free_orders(job.model, replacements["compressed"])
     report = assemble(job, replacements["compressed"], material, data.token_hash(tokens), progress)
     evaluation = evaluate(job, replacements, progress)
     finish(job, replacements["compressed"], {**report, "evaluation": evaluation})

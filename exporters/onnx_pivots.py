@@ -39,28 +39,28 @@ def gather_rows(model: ir.Model) -> None:
 def fold_small_pivots(model: ir.Model, below: int = FOLD_BELOW) -> int:
     """Let small pivoted linears become dense when the graph is loaded; return how many.
 
-    The file keeps the factors; x @ ([basis, basis @ weight][order]) has a part without x, which the runtime computes once.
-    Run after `gather_rows`.
+    The file keeps the factors; x @ ([basis, basis @ weight][order]), or the same without an order, has a part without x,
+    which the runtime computes once. Run after `gather_rows`.
     """
     count = 0
-    for last in list(model.graph):
-        gather = _maker(last, "Transpose", "Gather")
-        rows = None if gather is None else _maker(gather, "Gather", "Transpose")
-        joined = None if rows is None else _maker(rows, "Transpose", "Concat")
-        outer = None if joined is None or len(joined.inputs) != 2 else _maker(joined, "Concat", "MatMul", 1)
+    for joined in list(model.graph):
+        outer = _maker(joined, "Concat", "MatMul", 1) if len(joined.inputs) == 2 else None
         inner = None if outer is None else _maker(outer, "MatMul", "MatMul")
-        if gather is None or joined is None or outer is None or inner is None or joined.inputs[0] is not outer.inputs[0]:
+        if outer is None or inner is None or joined.inputs[0] is not outer.inputs[0]:
             continue
-        (x, basis), weight, order = inner.inputs, outer.inputs[1], gather.inputs[1]
-        d_in, d_out = _length(basis), _length(order)
-        if d_in is None or d_out is None or _length(weight) is None or d_in * d_out >= below:
+        (x, basis), weight = inner.inputs, outer.inputs[1]
+        d_in, rank, others = _length(basis), _length(weight), _length(weight, 1)
+        if d_in is None or rank is None or others is None or d_in * (rank + others) >= below:
             continue
         if len(inner.outputs[0].uses()) > 2:  # a basis that others share is multiplied once for all of them
             continue
         product = ir.node("MatMul", [basis, weight], name=outer.name)
         columns = ir.node("Concat", [basis, product.outputs[0]], {"axis": 1}, name=joined.name)
-        dense = ir.node("Gather", [columns.outputs[0], order], {"axis": 1}, name=gather.name)
-        made = [product, columns, dense, ir.node("MatMul", [x, dense.outputs[0]], name=f"{outer.name}_dense")]
+        last, made = joined, [product, columns]
+        if (ordering := _ordering(joined)) is not None:
+            gather, last = ordering
+            made.append(ir.node("Gather", [columns.outputs[0], gather.inputs[1]], {"axis": 1}, name=gather.name))
+        made.append(ir.node("MatMul", [x, made[-1].outputs[0]], name=f"{outer.name}_dense"))
         old, new = last.outputs[0], made[-1].outputs[0]
         ir.convenience.replace_nodes_and_values(model.graph, last, [last], made, [old], [new])
         count += 1
@@ -68,9 +68,23 @@ def fold_small_pivots(model: ir.Model, below: int = FOLD_BELOW) -> int:
     return count
 
 
-def _length(value: ir.Value | None) -> int | None:
-    """The first size of a constant; None where `value` is none."""
-    return None if value is None or value.const_value is None else int(value.const_value.numpy().shape[0])
+def _ordering(joined: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+    """Gather and last transpose of what `gather_rows` made, where that alone reads `joined`."""
+    rows = _reader(joined, "Transpose")
+    gather = None if rows is None else _reader(rows, "Gather")
+    back = None if gather is None else _reader(gather, "Transpose")
+    return None if gather is None or back is None else (gather, back)
+
+
+def _reader(node: ir.Node, wanted: str) -> ir.Node | None:
+    """The only reader of a node's output, where it is a `wanted` node."""
+    uses = list(node.outputs[0].uses())
+    return uses[0].node if len(uses) == 1 and uses[0].node.op_type == wanted else None
+
+
+def _length(value: ir.Value | None, axis: int = 0) -> int | None:
+    """One size of a constant; None where `value` is none."""
+    return None if value is None or value.const_value is None else int(value.const_value.numpy().shape[axis])
 
 
 def _maker(node: ir.Node, op_type: str, wanted: str, position: int = 0) -> ir.Node | None:

@@ -31,6 +31,10 @@ class Source:
     cast: bool = True  # to the export's dtype; some parameters are float32 in every dtype
 
 
+# Arguments of the classes in `compress.nn.linear` that have a default: a maker takes them where one of its linears differs.
+_OPTIONAL: dict[str, tuple[str, bool | None]] = {"reorder": ("bool", True), "owner": ("str | None", None)}
+
+
 @dataclass(frozen=True)
 class Linear:
     """One linear. `options` and `bias` are the maker's arguments; `literal` stands in where those do not say it all."""
@@ -84,9 +88,9 @@ def replaced_linear(family: Family, spec: ModuleSpec, target: str, natural: tupl
     elif (options.get("in_features"), options.get("out_features")) != natural or not all(map(_plain, options.values())):
         literal = f"lambda *_: {builds}({_arguments(options)})"
     bias = options.pop("bias", None)
-    rest = tuple((key, value) for key, value in options.items() if key not in ("in_features", "out_features", "owner"))
-    if "owner" in options:  # last, because it has a default
-        rest += (("owner", options["owner"]),)
+    needed = {key: value for key, value in options.items() if key not in ("in_features", "out_features", *_OPTIONAL)}
+    asked = {key: options[key] for key in _OPTIONAL if options.get(key, _OPTIONAL[key][1]) != _OPTIONAL[key][1]}
+    rest = tuple((needed | asked).items())
     return Linear(spec.kind.removesuffix("_linear"), builds, spec.kind, rest, bias, literal, tuple(sources))
 
 
@@ -130,29 +134,32 @@ def cell(linear: Linear, usual: Mapping[str, bool]) -> str:
         return linear.literal
     (first, *rest) = (*linear.options, None) if linear.options else (None,)
     parts = [] if first is None else [repr(first[1])]
-    parts += [f"{key}={_text(value)}" for key, value in filter(None, rest) if value is not None]
+    parts += [f"{key}={_text(value)}" for key, value in filter(None, rest)]
     parts += [f"bias={linear.bias}"] * (linear.bias is not None and linear.bias != usual[linear.maker])
     return f"{linear.maker}({', '.join(parts)})"
 
 
 def maker_source(linears: Sequence[Linear], usual: Mapping[str, bool]) -> str:
     """The small functions that the table calls, one per kind."""
-    done: dict[str, str] = {}
+    makers: dict[str, list[Linear]] = {}
     for linear in linears:
-        if linear.maker in done or linear.literal:
-            continue
-        parameters = [
-            "owner: str | None = None" if key == "owner" else f"{key}: {type(value).__name__}" for key, value in linear.options
-        ]
-        passed = [f"{key}={key}" for key, _ in linear.options]
-        if linear.bias is not None:
-            parameters.append(f"bias: bool = {usual[linear.maker]}")
+        if not linear.literal:
+            makers.setdefault(linear.maker, []).append(linear)
+    out = []
+    for maker, own in makers.items():
+        keys = dict(pair for linear in own for pair in linear.options)
+        needed = {key: type(value).__name__ for key, value in keys.items() if key not in _OPTIONAL}
+        asked = {key: f"{kind} = {default}" for key, (kind, default) in _OPTIONAL.items() if key in keys}
+        parameters = [f"{key}: {text}" for key, text in (needed | asked).items()]
+        passed = [f"{key}={key}" for key in needed | asked]
+        if own[0].bias is not None:
+            parameters.append(f"bias: bool = {usual[maker]}")
             passed.append("bias=bias")
-        done[linear.maker] = (
-            f"def {linear.maker}({', '.join(parameters)}) -> Maker:\n"
-            f"    return lambda d_in, d_out: {linear.builds}({', '.join(['d_in', 'd_out', *passed])})"
+        out.append(
+            f"def {maker}({', '.join(parameters)}) -> Maker:\n"
+            f"    return lambda d_in, d_out: {own[0].builds}({', '.join(['d_in', 'd_out', *passed])})"
         )
-    return "\n\n\n".join(done.values())
+    return "\n\n\n".join(out)
 
 
 def fixed(linears: Sequence[Linear]) -> bool:

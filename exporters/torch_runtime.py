@@ -13,7 +13,7 @@ IMPORTS = (
 )
 
 RUNTIME = '''\
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32}
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -137,8 +137,11 @@ def random_plan(model: Any, *kinds: str) -> Plan:
             specs |= {n: ModuleSpec(module=n, kind=kind, options=_attention_options(model, kind)) for n in names}
         elif kind in LINEAR_KINDS:
             roles = tuple(row.roles) if kind == "low_rank_linear" else tuple(r for r in ("q", "qkv", "down") if r in row.roles)
-            for name in (row.module(layer, role) for layer in range(layers) for role in roles):
-                specs[name] = ModuleSpec(module=name, kind=kind, options=_linear_options(model.get_submodule(name), kind))
+            for name, role in ((row.module(layer, role), role) for layer in range(layers) for role in roles):
+                options = _linear_options(model.get_submodule(name), kind)
+                if kind == "pivoted_linear" and role == "down":
+                    options["reorder"] = False
+                specs[name] = ModuleSpec(module=name, kind=kind, options=options)
         elif kind in MLP_KINDS:
             layer, from_end = row.layer(from_end % layers), from_end - 1
             modules = tuple(f"{layer}.{name}" for name in row.mlp)

@@ -28,7 +28,7 @@ TABLE = [
     ["exporters"],
     ["compress.inline"],
     ["compress.refine", "compress.finetune", "compress.speed"],
-    ["compress.first_pass", "compress.assembly", "compress.pairs", "compress.clamping"],
+    ["compress.first_pass", "compress.assembly", "compress.channel_order", "compress.pairs", "compress.clamping"],
     ["compress.units"],
     ["compress.streaming", "compress.taps", "compress.residuals"],
     ["compress.evaluate", "compress.tasks"],

@@ -182,7 +182,7 @@ def _own_rows(factors: Factors, part: slice) -> dict[str, Tensor]:
     order = factors.order[part]
     stored = order[order >= rank]  # rows of the stack's weight this module reads, as rank + index
     place = {int(index): rank + i for i, index in enumerate(stored)}
-    local = torch.tensor([int(i) if int(i) < rank else place[int(i)] for i in order], dtype=torch.int64)
+    local = torch.tensor([int(i) if int(i) < rank else place[int(i)] for i in order], dtype=torch.int32)
     weight = factors.weight[stored - rank]
     return {"weight": weight} if len(stored) == len(order) else {"weight": weight, "order": local}
 

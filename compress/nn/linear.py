@@ -32,25 +32,29 @@ class PivotedLinear(nn.Module):
     @ x.
 
     basis (rank, in_features), weight (out_features − rank, rank), order (out_features,) the row of [p; weight @ p] each
-    output reads. Stores rank·(in_features + out_features − rank) numbers: never more than dense.
+    output reads. Stores rank·(in_features + out_features − rank) numbers: never more than dense; and `order`, unless the
+    modules that read the outputs take them as they come (reorder=False).
     """
 
     bias: Tensor | None
 
-    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool, reorder: bool = True) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.in_features, self.out_features, self.rank, self.reorder = in_features, out_features, rank, reorder
         self.weight = nn.Parameter(torch.empty(out_features - rank, rank))
         self.basis = nn.Parameter(torch.empty(rank, in_features))
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
-        self.register_buffer("order", torch.zeros(out_features, dtype=torch.int64))
+        if reorder:
+            self.register_buffer("order", torch.zeros(out_features, dtype=torch.int32))
 
     order: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) → (..., out_features)"""
         pivots = F.linear(x, self.basis)  # (..., rank)
-        y = torch.cat([pivots, F.linear(pivots, self.weight)], dim=-1).index_select(-1, self.order)
+        y = torch.cat([pivots, F.linear(pivots, self.weight)], dim=-1)
+        if self.reorder:
+            y = y.index_select(-1, self.order)
         return y if self.bias is None else y + self.bias
 
 
@@ -64,7 +68,9 @@ class SharedLinear(nn.Module):
     weight @ p] each output reads.
     """
 
-    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool, stored_rows: int, owner: str | None) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, rank: int, bias: bool, stored_rows: int, owner: str | None = None
+    ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.rank, self.owner = in_features, out_features, rank, owner
         self.weight = nn.Parameter(torch.empty(stored_rows, rank))
@@ -72,7 +78,7 @@ class SharedLinear(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
         self.pivoted = stored_rows < out_features
         if self.pivoted:
-            self.register_buffer("order", torch.zeros(out_features, dtype=torch.int64))
+            self.register_buffer("order", torch.zeros(out_features, dtype=torch.int32))
         self._owner: tuple[nn.Module, ...] = (self,) if owner is None else ()
         self._last: tuple[Tensor, int, Tensor] | None = None
 

@@ -103,7 +103,7 @@ def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class PivotedForm:
-    """weight (d_out − r, r), basis (r, d_in), order (d_out,) int64: row i of the product is [basis; weight @
+    """weight (d_out − r, r), basis (r, d_in), order (d_out,) int32: row i of the product is [basis; weight @
     basis][order[i]].
     """
 
@@ -131,4 +131,4 @@ def pivoted(left: Tensor, right: Tensor) -> PivotedForm | None:
     if growth > MAX_GROWTH:
         return None
     permutation = torch.from_numpy(order.astype("int64"))
-    return PivotedForm(coefficients.contiguous(), left[permutation[:rank]] @ right, torch.argsort(permutation), growth)
+    return PivotedForm(coefficients.contiguous(), left[permutation[:rank]] @ right, torch.argsort(permutation).int(), growth)

@@ -16,20 +16,22 @@ from exporters.onnx_pivots import fold_small_pivots, gather_rows
 D_IN, D_OUT, RANK = 6, 9, 4
 
 
-def pivoted(*, also_read: bool = False) -> onnx.ModelProto:
+def pivoted(*, also_read: bool = False, reorder: bool = True) -> onnx.ModelProto:
     """y = [p; weight @ p][order] as torch traces it; `also_read` gives p another reader, as a shared basis has."""
     generator = np.random.default_rng(0)
     node, tensor = onnx.helper.make_node, onnx.helper.make_tensor_value_info
     constants = {
         "basis": generator.normal(size=(D_IN, RANK)).astype(np.float32),
         "weight": generator.normal(size=(RANK, D_OUT - RANK)).astype(np.float32),
-        "order": generator.permutation(D_OUT),
+        **({"order": generator.permutation(D_OUT).astype(np.int32)} if reorder else {}),
     }
     nodes = [
         node("MatMul", ["x", "basis"], ["p"], "inner"),
         node("MatMul", ["p", "weight"], ["rest"], "outer"),
         node("Concat", ["p", "rest"], ["joined"], "joined", axis=-1),
-        node("Gather", ["joined", "order"], ["ordered"], "gather", axis=-1),
+        node("Gather", ["joined", "order"], ["ordered"], "gather", axis=-1)
+        if reorder
+        else node("Identity", ["joined"], ["ordered"]),
         node("Relu" if also_read else "Identity", ["p" if also_read else "ordered"], ["other"]),
         node("Identity", ["ordered"], ["y"]),
     ]
@@ -57,15 +59,16 @@ def test_order_is_applied_to_rows() -> None:
     np.testing.assert_array_equal(run(ir.to_proto(model))[0], run(before)[0])
 
 
-def test_a_small_one_is_dense_once_loaded_and_factored_in_the_file(tmp_path: Path) -> None:
-    before = pivoted()
+@pytest.mark.parametrize("reorder", [True, False])
+def test_a_small_one_is_dense_once_loaded_and_factored_in_the_file(tmp_path: Path, reorder: bool) -> None:
+    before = pivoted(reorder=reorder)
     model = ir.from_proto(before)
     gather_rows(model)
     assert fold_small_pivots(model) == 1
     after = ir.to_proto(model)
     onnx.checker.check_model(after, full_check=True)
     np.testing.assert_allclose(run(after)[0], run(before)[0], rtol=1e-5, atol=1e-6)
-    assert sorted(tensor.name for tensor in after.graph.initializer) == ["basis", "order", "weight"]
+    assert sorted(tensor.name for tensor in after.graph.initializer) == ["basis", *(["order"] if reorder else []), "weight"]
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
     onnxruntime.InferenceSession(after.SerializeToString(), options, providers=["CPUExecutionProvider"])
