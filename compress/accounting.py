@@ -42,13 +42,13 @@ class MultiplyAdds:
 
 @dataclass(frozen=True)
 class Account:
-    """The cost of one model folder; `targeted_…` and `model_kept` compare it with the model it was made from."""
+    """The cost of one model folder; `replaced_…` and `model_kept` compare it with the model it was made from."""
 
     parameters: int
     weight_bytes: int
     multiply_adds: MultiplyAdds
     baseline_parameters: int
-    targeted_baseline: int  # parameters of the original modules that the plan replaces
+    replaced_baseline: int  # parameters of the original modules that the plan replaces
 
     @property
     def model_kept(self) -> float:
@@ -56,11 +56,11 @@ class Account:
         return self.parameters / self.baseline_parameters
 
     @property
-    def targeted_kept(self) -> float | None:
+    def replaced_kept(self) -> float | None:
         """Fraction of the replaced modules' parameters that remain, wherever they are stored now; None without replacements."""
-        if not self.targeted_baseline:
+        if not self.replaced_baseline:
             return None
-        return (self.targeted_baseline - self.baseline_parameters + self.parameters) / self.targeted_baseline
+        return (self.replaced_baseline - self.baseline_parameters + self.parameters) / self.replaced_baseline
 
     def to_json(self) -> dict[str, Any]:
         multiply_adds = {**asdict(self.multiply_adds), "total": self.multiply_adds.total}
@@ -68,7 +68,7 @@ class Account:
             **asdict(self),
             "multiply_adds": multiply_adds,
             "model_kept": self.model_kept,
-            "targeted_kept": self.targeted_kept,
+            "replaced_kept": self.replaced_kept,
         }
 
 
@@ -82,7 +82,7 @@ def account(folder: Path, context: int = 256) -> Account:
         weight_bytes=weight_bytes(folder),
         multiply_adds=count_multiply_adds(model, context),
         baseline_parameters=count_parameters(original),
-        targeted_baseline=sum(count_parameters(module) for module in replaced),
+        replaced_baseline=sum(count_parameters(module) for module in replaced),
     )
 
 
@@ -115,8 +115,9 @@ def skeleton(folder: Path, plan: Plan | None = None) -> Any:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Numbers in the module's parameters; tied ones count once."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    """Numbers that the module stores: parameters, and buffers that files hold (orders, clamps); tied ones count once."""
+    stored = module.state_dict(keep_vars=True).values()
+    return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in stored}.values())
 
 
 def weight_bytes(folder: Path) -> int:

@@ -78,9 +78,9 @@ def size_columns(results: Entry) -> tuple[Column, ...]:
     return (
         VARIANT,
         Column(
-            "targets kept",
+            "replaced kept",
             "Parameters that remain of the modules that were replaced, as a fraction of the originals in those modules.",
-            lambda e: percent(e["account"]["targeted_kept"]),
+            lambda e: percent(e["account"]["replaced_kept"]),
         ),
         Column(
             "model kept",
@@ -89,7 +89,7 @@ def size_columns(results: Entry) -> tuple[Column, ...]:
         ),
         Column(
             "parameters",
-            "Parameters of the whole model; tied ones count once.",
+            "Numbers stored of the whole model; tied ones count once.",
             lambda e: si(e["account"]["parameters"]),
             is_detail=True,
         ),

@@ -19,7 +19,7 @@ def summary(results: Entry) -> list[str]:
         account, base = entry["account"], entries[entry["baseline"]]
         adds = account["multiply_adds"]["total"] / base["account"]["multiply_adds"]["total"]
         lines.append(
-            f"{label} keeps {percent(account['targeted_kept'])} of the parameters it targets and "
+            f"{label} keeps {percent(account['replaced_kept'])} of the parameters of the modules it replaces and "
             f"{percent(account['model_kept'])} of the whole model: {mib(account['weight_bytes'])} MiB of weights instead of "
             f"{mib(base['account']['weight_bytes'])}, {percent(adds)} of the multiply-adds per token."
         )

@@ -71,7 +71,7 @@ def _model(label: str, kind: str) -> dict[str, Any]:
             "parameters": int(1e6 * kept),
             "weight_bytes": int(4 * 2**20 * kept),
             "multiply_adds": {"total": int(2e6 * kept)},
-            "targeted_kept": None if kind == "baseline" else kept - 0.1,
+            "replaced_kept": None if kind == "baseline" else kept - 0.1,
             "model_kept": kept,
         },
         "modules": [

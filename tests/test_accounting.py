@@ -73,11 +73,11 @@ def test_parameters_and_what_is_kept_by_hand(tmp_path):
     got = account(tiny_checkpoint(tmp_path / "low", "llama", "affine_mlp"))
     mlp = 3 * D_MODEL * D_FF + 2 * D_FF + D_MODEL
     replaced = 2 * RANK * D_MODEL + D_MODEL
-    assert dense.targeted_kept is None
+    assert dense.replaced_kept is None
     assert dense.model_kept == 1
-    assert got.targeted_baseline == mlp
+    assert got.replaced_baseline == mlp
     assert got.parameters == dense.parameters - mlp + replaced
-    assert got.targeted_kept == pytest.approx(replaced / mlp)
+    assert got.replaced_kept == pytest.approx(replaced / mlp)
     assert got.model_kept == pytest.approx((dense.parameters - mlp + replaced) / dense.parameters)
 
 
@@ -90,24 +90,24 @@ def test_parameters_are_those_of_the_loaded_model(tmp_path, family):
 def test_a_basis_is_stored_once_and_multiplied_once_per_input(tmp_path):
     kv = KV_HEADS * HEAD_DIM
     dense = account(tiny_checkpoint(tmp_path / "dense", "llama"))
-    matrices = {  # kind → (stored by the targeted modules, multiplied per token), beside their biases
+    matrices = {  # kind → (stored by the replaced modules, multiplied per token), beside their biases
         "shared_linear": (LAYERS * RANK * (D_MODEL + 2 * kv), LAYERS * RANK * (D_MODEL + 2 * kv)),
-        "shared_pivoted": (LAYERS * RANK * (D_MODEL + 2 * kv - RANK), LAYERS * RANK * (D_MODEL + 2 * kv - RANK)),
+        "shared_pivoted": (LAYERS * (RANK * (D_MODEL + 2 * kv - RANK) + 2 * kv), LAYERS * RANK * (D_MODEL + 2 * kv - RANK)),
         "shared_across": (RANK * (D_MODEL + LAYERS * kv), RANK * (LAYERS * D_MODEL + LAYERS * kv)),
     }
     for kind, (stored, multiplied) in matrices.items():
         got = account(tiny_checkpoint(tmp_path / kind, "llama", kind))
         roles = 1 if kind == "shared_across" else 2
         original = LAYERS * roles * D_MODEL * kv
-        assert got.targeted_baseline == original + LAYERS * roles * kv
+        assert got.replaced_baseline == original + LAYERS * roles * kv
         assert dense.parameters - got.parameters == original - stored
         assert dense.multiply_adds.linears - got.multiply_adds.linears == original - multiplied
 
 
 def test_an_inline_mlp_counts_as_one(tmp_path):
     got = account(tiny_checkpoint(tmp_path, "opt", "zero_mlp"))
-    assert got.targeted_baseline == 2 * D_MODEL * D_FF + D_FF + D_MODEL
-    assert got.targeted_kept == 0
+    assert got.replaced_baseline == 2 * D_MODEL * D_FF + D_FF + D_MODEL
+    assert got.replaced_kept == 0
 
 
 def test_a_module_that_counts_itself_is_asked(tmp_path):

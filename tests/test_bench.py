@@ -91,8 +91,8 @@ def test_models_carry_their_account_and_the_rows_of_their_report(results):
     assert compressed["layers"] == [1]
     assert compressed["replacements"] == {"affine_mlp": 1}
     assert compressed["modules"][0]["relative_error"] == 0.5
-    assert 0 < compressed["account"]["targeted_kept"] < compressed["account"]["model_kept"] < 1
-    assert results["models"][0]["account"]["targeted_kept"] is None
+    assert 0 < compressed["account"]["replaced_kept"] < compressed["account"]["model_kept"] < 1
+    assert results["models"][0]["account"]["replaced_kept"] is None
 
 
 def test_results_say_how_they_were_made_but_not_where(results, checkpoint):

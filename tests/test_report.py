@@ -64,7 +64,7 @@ def parsed(written):
 
 
 @pytest.mark.parametrize(
-    "what", ["targets kept", "model kept", "weights MiB", "multiply-adds", "cache B/token", "perplexity own", "on disk MiB"]
+    "what", ["replaced kept", "model kept", "weights MiB", "multiply-adds", "cache B/token", "perplexity own", "on disk MiB"]
 )
 def test_what_a_ratio_may_mean_is_always_printed(what, written):
     words = re.sub(r"\s+", " ", _printed(made_results()))
