@@ -5,7 +5,8 @@
 A step that replaces MLPs saves multiply-adds, crystallized attention numbers to average (`candidates.SAVED`). Beside an MLP
 method, an affine map and channel pruning of as many multiply-adds are chosen in the same way, each in its own best order:
 curves of perplexity against the share of the multiply-adds that is gone. Choices are made on one split, the curves are of
-another. Every replacement is fitted on the original's inputs, as `fit` does, and measured among those already in place.
+another. Every replacement is fitted on the original's inputs, as `fit` does (fitting it on what the others leave does not pay:
+tests/benchmarks/refit_later.py), and measured among those already in place.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The README's low-rank table: perplexity at equal stored parameters, each lever added in turn.
 
-    python tests/benchmarks/low_rank_table.py [--calibration FILE --validation FILE --windows 170] [--out DIR]
+    python tests/benchmarks/low_rank_table.py [--calibration FILE --sequences 384 --validation FILE --windows 170] [--out DIR]
 
 Starts from recipes/compare_low_rank.yaml. All rows share one work folder, so each row's statistics and decompositions are
 computed once for all ratios. Writes table.json and prints Markdown; in brackets the extra nll over dense as a fraction of
@@ -53,6 +53,8 @@ def recipe_of(base: dict[str, Any], row: str, keep: float, out: Path) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--calibration")
+    parser.add_argument("--sequences", type=int, help="windows to calibrate on")
+    parser.add_argument("--finetune-steps", type=int)
     parser.add_argument("--validation")
     parser.add_argument("--windows", type=int)
     parser.add_argument("--keep", type=float, nargs="+", default=[0.8, 0.6, 0.4])
@@ -62,6 +64,8 @@ def main() -> None:
     base = yaml.safe_load((recipes_folder() / "compare_low_rank.yaml").read_text())
     if options.calibration:
         base["calibration"]["text"] = options.calibration
+    base["calibration"]["sequences"] = options.sequences or base["calibration"]["sequences"]
+    base["finetune"]["steps"] = options.finetune_steps or base["finetune"]["steps"]
     if options.validation:
         base["evaluation"]["texts"] = {"other": options.validation}
         base["evaluation"]["sequences"] = options.windows or 170

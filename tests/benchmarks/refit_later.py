@@ -1,0 +1,89 @@
+"""Whether surrogates of later MLPs gain from being fitted on what the surrogates before them leave.
+
+    python tests/benchmarks/refit_later.py [--calibration FILE --validation FILE --windows 170]
+
+Layers 1, 3 and 4 of novella, once fitted on the original's inputs, once in order with the earlier ones in place, their target
+the original MLP's output on the changed inputs. Prints perplexities. Nothing is kept on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+
+from compress import run
+from compress.assembly import storage_dtype
+from compress.methods.base import Replacement
+from compress.progress import silent
+from compress.recipe import parse_recipe
+from compress.streaming import StreamedModel
+from compress.trials import Tail
+
+LAYERS = (1, 3, 4)
+STEPS: dict[str, dict[str, Any]] = {
+    "neurons with an affine map": {"method": "residual_mlp", "latents": {"kind": "neurons", "outputs": 16}, "affine": 16},
+    "affine map": {"method": "affine_mlp", "rank": 42},
+    "pruned channels": {"method": "prune_channels", "channels": 28, "importance": "fisher"},
+}
+
+
+class Changed(StreamedModel):
+    """The model with some layers' modules replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.installed: dict[int, Replacement] = {}
+
+    @contextmanager
+    def resident(self, index: int) -> Iterator[nn.Module]:
+        with super().resident(index) as layer, ExitStack() as stack:
+            if index in self.installed:
+                tail = Tail(self, storage_dtype(self))
+                tail.first, tail.layers = index, [layer]
+                stack.enter_context(tail.trying(self.installed[index]))
+            yield layer
+
+
+def perplexity(base: dict[str, Any], step: dict[str, Any], refit: bool) -> float:
+    made: dict[int, Replacement] = {}
+    for layer in LAYERS:
+        job = run.prepare(parse_recipe({**base, "steps": [{**step, "layers": [layer]}]}))
+        model = Changed(job.model.shards.folder)
+        model.installed = dict(made) if refit else {}
+        job, tokens = dataclasses.replace(job, model=model), run.tokens_of(job)
+        material = f"{run.material_of(job, tokens)} behind {sorted(model.installed)}"
+        run.first_pass(job, material).run(job.units, tokens, silent)
+        (made[layer],) = run.replace(job, job.variants["compressed"], material)
+    job = run.prepare(parse_recipe({**base, "steps": [{**step, "layers": list(LAYERS)}]}))
+    return run.evaluate(job, {"compressed": list(made.values())}, silent)["compressed"]["text"]["perplexity"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--calibration", default="novella")
+    parser.add_argument("--validation", default="novella")
+    parser.add_argument("--windows", type=int, default=160)
+    options = parser.parse_args()
+    for name, step in STEPS.items():
+        found = []
+        for refit in (False, True):
+            with TemporaryDirectory() as folder:
+                base = {
+                    "model": "novella",
+                    "calibration": {"text": options.calibration, "sequences": 384, "length": 256, "seed": 0},
+                    "evaluation": {"texts": {"text": options.validation}, "length": 256, "sequences": options.windows},
+                    "output": folder,
+                }
+                found.append(perplexity(base, step, refit))
+        print(f"{name}: {found[0]:.2f} on the original's inputs, {found[1]:.2f} refitted in order", flush=True)
+
+
+if __name__ == "__main__":
+    main()
