@@ -58,10 +58,8 @@ def with_free_orders(model: StreamedModel, replacements: Sequence[Replacement]) 
         moves: dict[str, tuple[int, Tensor]] = {}
         for role, module in modules.items():
             spec = specs[module][1] if module in specs else None
-            transposed = spec is None and model.architecture.conv1d
-            moves |= (
-                _columns(module, spec, channels, transposed) if role == "down" else _rows(module, spec, channels, transposed)
-            )
+            side = _columns if role == "down" else _rows
+            moves |= side(module, spec, channels, model.architecture.conv1d)
         for index in {specs[module][0] for module in kinds if module in specs}:
             out[index] = replace(out[index], tensors=_moved(out[index].tensors, moves))
     return out
