@@ -104,8 +104,9 @@ def fill(table: Table, operon: int, sizes: int) -> None:
         }
         for control, step in controls.items():
             table.fit(f"{control}, cost of {name}", step)
-        if kind == "neurons" and position < 2 and table.steps:
-            rows = {"published I32/O8 sparse": sparse, f"ours {name}": ours}
+        if kind == "neurons" and table.steps:
+            rows = {"published I32/O8 sparse": sparse} if position < 2 else {}
+            rows[f"ours {name}"] = ours
             for label, step in {**rows, **{f"{c}, cost of {name}": s for c, s in controls.items()}}.items():
                 table.fit(f"{label}, refined and fine-tuned", step, finish=True)
 
