@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.numerics.interval import FLOAT32_MAX as _LARGEST
+from compress.numerics.interval import widen
 from compress.numerics.operations import PRIMITIVES
 from compress.numerics.schedule import schedule
 
@@ -115,37 +117,72 @@ def _batched(nodes: _Nodes, program: Program, steps: dict[str, Any], *, z: str, 
     for name, args in steps["scalars"]:
         result = nodes(PRIMITIVES[name].onnx, *(nodes("Gather", fixed, nodes.number([a])) for a in args))
         fixed = nodes("Concat", fixed, result, axis=0)
-    columns, width = z, program.n_inputs
-    largest = float(np.finfo(np.float32).max)
+    columns = _Columns(nodes, z, program.n_inputs)
     for level in steps["levels"]:
-        new = []
-        for step in level:
-            if step["op"] == "linear":
-                new.append(_linear(nodes, step, columns, width, fixed))
-                continue
-            read = [
-                nodes("Gather", columns, nodes.number(i), axis=-1)
-                if kind == "column"
-                else nodes("Gather", fixed, nodes.number(i))
-                for kind, i in step["args"]
-            ]
-            new.append(nodes(PRIMITIVES[step["op"]].onnx, *read))
-        block = nodes("Concat", *new, axis=-1) if len(new) > 1 else new[0]
-        block = nodes("Clip", block, nodes.number(-largest, np.float32), nodes.number(largest, np.float32))
-        columns = nodes("Concat", columns, block, axis=-1)
-        width += sum(s["rows"] if s["op"] == "linear" else len(s["args"][0][1]) for s in level)
-    _linear(nodes, steps["final"], columns, width, fixed, into=output)
+        new = [_step(nodes, step, columns, fixed) for step in level]
+        for made, step in zip(new, level, strict=True):
+            ends = (nodes.number(end, np.float32) for end in (-_LARGEST, _LARGEST))
+            finite = made if _stays_finite(step) else nodes("Clip", made, *ends)
+            columns.append(finite, step["rows"] if step["op"] == "linear" else len(step["args"][0][1]))
+    _linear(nodes, steps["final"], columns, fixed, into=output)
 
 
-def _linear(nodes: _Nodes, step: dict[str, Any], columns: str, width: int, fixed: str, *, into: str | None = None) -> str:
-    """columns (…, width) → (…, rows). The matrix is a function of the constants only: runtimes fold it when they load."""
+def _step(nodes: _Nodes, step: dict[str, Any], columns: _Columns, fixed: str) -> str:
+    """One operation on columns → (…, members)"""
+    if step["op"] == "linear":
+        return _linear(nodes, step, columns, fixed)
+    read = [columns.read(i) if kind == "column" else nodes("Gather", fixed, nodes.number(i)) for kind, i in step["args"]]
+    return nodes(PRIMITIVES[step["op"]].onnx, *read)
+
+
+def _stays_finite(step: dict[str, Any]) -> bool:
+    """Whether no finite input gives an infinity, which times zero would be NaN in a later product."""
+    rule = None if step["op"] == "linear" else PRIMITIVES[step["op"]].bounds
+    with np.errstate(all="ignore"):
+        return rule is not None and widen(rule(*[(-_LARGEST, _LARGEST)] * len(step["args"]))) is not None
+
+
+class _Columns:
+    """The growing matrix, in blocks: what one step made stays a tensor of its own and is copied only where it has to be."""
+
+    def __init__(self, nodes: _Nodes, z: str, width: int) -> None:
+        self._nodes, self._blocks, self._joined = nodes, [(z, range(width))], dict[tuple[int, ...], str]()
+
+    def append(self, tensor: str, width: int) -> None:
+        start = self._blocks[-1][1].stop
+        self._blocks.append((tensor, range(start, start + width)))
+
+    def within(self, indices: Sequence[int]) -> tuple[str, int, list[int]]:
+        """(tensor, its width, indices in it) of the blocks that hold these columns; the inputs for none."""
+        touched = tuple(b for b, (_, own) in enumerate(self._blocks) if any(i in own for i in indices)) or (0,)
+        if touched not in self._joined:
+            names = [self._blocks[b][0] for b in touched]
+            self._joined[touched] = names[0] if len(names) == 1 else self._nodes("Concat", *names, axis=-1)
+        places = [i for b in touched for i in self._blocks[b][1]]
+        at = {column: place for place, column in enumerate(places)}
+        return self._joined[touched], len(places), [at[i] for i in indices]
+
+    def read(self, indices: Sequence[int]) -> str:
+        """These columns as one tensor (…, len(indices))."""
+        tensor, width, at = self.within(indices)
+        if at == list(range(width)):
+            return tensor
+        if at == list(range(at[0], at[0] + len(at))):
+            ends = (self._nodes.number([end]) for end in (at[0], at[0] + len(at), -1))
+            return self._nodes("Slice", tensor, *ends)
+        return self._nodes("Gather", tensor, self._nodes.number(at), axis=-1)
+
+
+def _linear(nodes: _Nodes, step: dict[str, Any], columns: _Columns, fixed: str, *, into: str | None = None) -> str:
+    """columns → (…, rows). The matrix is a function of the constants only: runtimes fold it when they load."""
     row, column, *values = step["weight"]
-    matrix = _scatter(nodes, [width, step["rows"]], list(zip(column, row, strict=True)), values, fixed)
+    tensor, width, at = columns.within(column)
+    matrix = _scatter(nodes, [width, step["rows"]], list(zip(at, row, strict=True)), values, fixed)
     row, *values = step["bias"]
     if not row:
-        return nodes("MatMul", columns, matrix, into=into)
+        return nodes("MatMul", tensor, matrix, into=into)
     bias = _scatter(nodes, [step["rows"]], [(r,) for r in row], values, fixed)
-    return nodes("Add", nodes("MatMul", columns, matrix), bias, into=into)
+    return nodes("Add", nodes("MatMul", tensor, matrix), bias, into=into)
 
 
 def _scatter(nodes: _Nodes, shape: list[int], at: Sequence[tuple[int, ...]], values: list[list[int]], fixed: str) -> str:
