@@ -46,7 +46,7 @@ def fold_small_pivots(model: ir.Model, below: int = FOLD_BELOW) -> int:
     for joined in list(model.graph):
         outer = _maker(joined, "Concat", "MatMul", 1) if len(joined.inputs) == 2 else None
         inner = None if outer is None else _maker(outer, "MatMul", "MatMul")
-        if outer is None or inner is None or joined.inputs[0] is not outer.inputs[0]:
+        if outer is None or inner is None or joined.inputs[0] is not outer.inputs[0] or not _joins_features(joined):
             continue
         (x, basis), weight = inner.inputs, outer.inputs[1]
         d_in, rank, others = _length(basis), _length(weight), _length(weight, 1)
@@ -76,6 +76,12 @@ def _ordering(joined: ir.Node) -> tuple[ir.Node, ir.Node] | None:
     return None if gather is None or back is None else (gather, back)
 
 
+def _joins_features(joined: ir.Node) -> bool:
+    """Whether a Concat is along the last axis."""
+    axis, shape = joined.attributes.get_int("axis"), joined.outputs[0].shape
+    return axis == -1 or (shape is not None and axis == len(shape) - 1)
+
+
 def _reader(node: ir.Node, wanted: str) -> ir.Node | None:
     """The only reader of a node's output, where it is a `wanted` node."""
     uses = list(node.outputs[0].uses())
@@ -83,8 +89,9 @@ def _reader(node: ir.Node, wanted: str) -> ir.Node | None:
 
 
 def _length(value: ir.Value | None, axis: int = 0) -> int | None:
-    """One size of a constant; None where `value` is none."""
-    return None if value is None or value.const_value is None else int(value.const_value.numpy().shape[axis])
+    """One size of a constant matrix; None where `value` is none."""
+    shape = None if value is None or value.const_value is None else value.const_value.numpy().shape
+    return None if shape is None or len(shape) != 2 else int(shape[axis])
 
 
 def _maker(node: ir.Node, op_type: str, wanted: str, position: int = 0) -> ir.Node | None:

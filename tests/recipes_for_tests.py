@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from compress.recipe import Recipe, parse_recipe
 
+IDS = torch.arange(60).view(2, 30) % 90  # tokens that every tiny model knows
 ALPHABET = [chr(0x21 + i) for i in range(VOCABULARY - 4)]
 
 
@@ -49,3 +50,10 @@ def tiny_recipe(folder: Path, output: Path, *steps: dict[str, Any], **more: Any)
         "output": str(output),
     }
     return parse_recipe(base | more)
+
+
+def logits(path: Path) -> torch.Tensor:
+    """What the model in a folder says to `IDS`, float32 (2, 30, vocabulary)."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(IDS).logits

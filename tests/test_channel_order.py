@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from recipes_for_tests import tiny_recipe
+from recipes_for_tests import IDS, tiny_recipe
 
 from compress import assembly, run
 from compress.channel_order import with_free_orders
 from compress.methods.base import Replacement
-
-IDS = torch.arange(60).view(2, 30) % 90
 
 
 def replaced(folders: Any, tmp_path: Any, model_type: str, *steps: dict[str, Any]) -> tuple[Any, list[Replacement]]:

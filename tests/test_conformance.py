@@ -6,24 +6,16 @@ import shutil
 import pytest
 import torch
 from checkpoints import FAMILIES
-from recipes_for_tests import tiny_folder, tiny_recipe
+from recipes_for_tests import IDS, logits, tiny_folder, tiny_recipe
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compress import assembly, run, speed
+from compress import assembly, run
 from compress.channel_order import with_free_orders
 from compress.evaluate import compare
-from compress.plan import ModuleSpec
 
-IDS = torch.arange(60).view(2, 30) % 90
 MAIN = ("llama", "qwen2", "gpt2", "opt")
 LOW_RANK = ("feature_space", "weight_svd", "whitened_svd")
-
-
-def logits(path):
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    with torch.no_grad():
-        return model(IDS).logits
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -278,29 +270,6 @@ def test_too_few_calibration_tokens_are_said_so(folders, tmp_path):
     rows = json.loads((out / "report.json").read_text())["modules"]
     assert all("calibrate on more" in row["note"] for row in rows)
     assert torch.isfinite(logits(out)).all()
-
-
-@pytest.mark.parametrize(("ratio", "kind"), [(1.5, "dense"), (0.9, "low_rank_linear")])
-def test_what_is_slower_factored_stays_dense(folders, tmp_path, monkeypatch, ratio, kind):
-    monkeypatch.setattr(speed.Verdicts, "_ratio", lambda *_: ratio)
-    source = folders("llama")
-    recipe = tiny_recipe(source, tmp_path, {"method": "feature_space", "rank": {"keep": 0.5}}, keep_dense_if_slower=True)
-    out = run.fit(recipe)
-    rows = json.loads((out / "report.json").read_text())["modules"]
-    assert {row["kind"] for row in rows} == {kind}
-    assert all(row["time_ratio"] == {"decode": ratio, "prefill": ratio} for row in rows)
-    if kind == "dense":
-        assert torch.equal(logits(out), logits(source))
-
-
-def test_the_verdict_times_both_shapes_and_remembers(tmp_path):
-    spec = ModuleSpec(
-        module="m", kind="low_rank_linear", options={"in_features": 256, "out_features": 256, "rank": 4, "bias": False}
-    )
-    first = speed.Verdicts(tmp_path / "speed.json", "cpu", torch.float32).ratios(spec)
-    assert set(first) == {"decode", "prefill"}
-    assert all(value > 0 for value in first.values())
-    assert speed.Verdicts(tmp_path / "speed.json", "cpu", torch.float32).ratios(spec) == first
 
 
 @pytest.mark.parametrize("where", ["weights", "activations"])

@@ -80,7 +80,7 @@ def to_tree(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> tuple[Tr
             raise ValueError(f"{what} cannot be exported; known are the symbols {list(position)} and {', '.join(PRIMITIVES)}")
         return apply(name, *args)
 
-    root: Any = sympy.sympify(expression, strict=True)
+    root: Any = sympy.sympify(expression, strict=True)  # strict: objects and numbers only, a string is refused, never parsed
     if root.has(sympy.ITE):  # sympy's rewriting of a condition about a Piecewise
         root = root.replace(sympy.ITE, lambda c, a, b: (c & a) | (~c & b))
     tree = fold(root, _sympy_children, visit)

@@ -76,6 +76,13 @@ def test_a_small_one_is_dense_once_loaded_and_factored_in_the_file(tmp_path: Pat
     assert [node.op_type for node in loaded.node] == ["MatMul"]
 
 
+def test_a_concatenation_along_another_axis_is_left_alone() -> None:
+    model = ir.from_proto(pivoted(reorder=False))
+    [joined] = [node for node in model.graph if node.op_type == "Concat"]
+    joined.attributes["axis"] = ir.AttrInt64("axis", 1)
+    assert fold_small_pivots(model) == 0
+
+
 def test_one_whose_basis_others_share_keeps_its_products() -> None:
     model = ir.from_proto(pivoted(also_read=True))
     gather_rows(model)

@@ -137,9 +137,11 @@ def test_the_generated_file_holds_it_and_a_loader_that_knows_neither_gets_the_or
     )
     run_without(["compress"], code, tmp_path, str(out))
     with torch.no_grad():
-        assert torch.equal(torch.load(tmp_path / "1.pt"), load(out)(IDS).logits)
+        assert torch.equal(torch.load(tmp_path / "1.pt", weights_only=True), load(out)(IDS).logits)
         expected = load(source)(IDS).logits
-    torch.testing.assert_close(torch.load(tmp_path / "0.pt"), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        torch.load(tmp_path / "0.pt", weights_only=True), expected, rtol=0, atol=1e-5 * float(expected.abs().max())
+    )
 
 
 @pytest.mark.parametrize("model_type", ["gpt2"])

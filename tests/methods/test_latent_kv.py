@@ -189,7 +189,7 @@ def test_the_generated_file_holds_it_and_a_loader_that_knows_neither_stops(folde
     said = run_without(["compress"], code, tmp_path, str(out))
     assert "size" in said
     with torch.no_grad():
-        assert torch.equal(torch.load(tmp_path / "logits.pt"), load(out)(IDS).logits)
+        assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), load(out)(IDS).logits)
 
 
 def test_what_there_is_no_latent_attention_for_is_refused(folders, tmp_path):
