@@ -21,6 +21,7 @@ from compress import checkpoint
 from compress.first_pass import Gradients
 from compress.hf import build, link
 from compress.methods.base import Artefact, Material, Method, Replacement
+from compress.numerics.correction import Target, best_correction
 from compress.numerics.linalg import symmetric_sqrt
 from compress.numerics.statistics import CrossMoments, Statistic
 from compress.pairs import cross_moments
@@ -29,6 +30,7 @@ from compress.recipe import Refinement
 from compress.streaming import Hidden, StreamedModel
 from compress.units import Unit
 
+FORMAT = 2  # raise when the content of the layer files changes meaning
 METRIC_DAMPING = 0.1  # of the mean gradient power: every direction of the residual stream counts a little
 
 
@@ -60,7 +62,7 @@ class SecondPass:
         original = self.model.embed(tokens, batch)
         compressed = Hidden([state.clone() for state in original.states], original.calls)
         out = []
-        fingerprint = checkpoint.hash_json([material, self.propagate_error, self.refinement])
+        fingerprint = checkpoint.hash_json([FORMAT, material, self.propagate_error, self.refinement])
         for index, parts in enumerate(layers):
             fingerprint = checkpoint.hash_json([fingerprint, [_identity(part) for part in parts]])
             with self.model.resident(index) as layer:
@@ -136,31 +138,68 @@ class SecondPass:
             if not stage:
                 continue
             tap = architecture.roles[roles[0]]
-            moments = cross_moments(layer, student, tap, index, original, compressed)
+            fitted_on, held_out = cross_moments(layer, student, tap, index, original, compressed)
             for part in stage:
-                refitted = self._refit(part, moments, layer, index)
+                targets = self._targets(part, layer, index)
+                self._install(student, part.replacement, prefix)
+                before = self._error(student, targets, held_out, prefix)
+                refitted = self._refit(part, targets, fitted_on, held_out, layer, index)
                 self._install(student, refitted.replacement, prefix)
+                after = self._error(student, targets, held_out, prefix)
+                if not after < before:  # NaN is no gain
+                    refitted = part
+                    self._install(student, part.replacement, prefix)
                 out[id(part)] = refitted
         return list(out.values())
 
-    def _refit(self, part: Part, moments: CrossMoments, layer: nn.Module, index: int) -> Part:
-        """min E‖W x + b − (L R x' + b')‖²: the regression of the original output on x', decomposed under the metric of x'."""
-        architecture = self.model.architecture
-        weights = dict(self.model.layer_weights(index))
-        material = Material(part.unit.group, architecture, weights, {}, layer, self.seed)
+    def _targets(self, part: Part, layer: nn.Module, index: int) -> dict[str, Target]:
+        """What each module of a part gave on the original's inputs, weighed by the loss gradient where the method does."""
+        material = Material(part.unit.group, self.model.architecture, self.model.layer_weights(index), {}, layer, self.seed)
+        weighed = {
+            n.input_of
+            for n in part.method.needs(part.unit.group, self.model.architecture).values()
+            if n.statistic == "gradient"
+        }
+        out = {}
         for module in part.unit.group.modules:
             weight, bias = material.linear(module)
-            _, inverse = symmetric_sqrt(moments.input.covariance)
-            shifted = weight @ moments.cross_covariance @ inverse @ inverse
-            offset = weight @ moments.target_mean - shifted @ moments.input.mean
-            weights[f"{module}.weight"] = shifted.T if architecture.conv1d else shifted
-            if part.replacement.tensors.get(f"{module}.bias") is not None or bias is not None:
-                weights[f"{module}.bias"] = offset if bias is None else offset + bias
+            gradient = self.gradients.read(module) if module in weighed else None
+            bias = weight.new_zeros(len(weight)) if bias is None else bias
+            out[module] = Target(weight, bias, None if gradient is None else gradient.second_moment)
+        return out
+
+    def _error(self, student: nn.Module, targets: Mapping[str, Target], moments: CrossMoments, prefix: str) -> float:
+        """What the modules now in the student miss of their targets, as the checkpoint will hold them: rounded."""
+        total = 0.0
+        for module, target in targets.items():
+            weight, bias = affine(student.get_submodule(module.removeprefix(prefix)), target.weight.shape[1])
+            total += target.error(weight, bias, moments)
+        return total
+
+    def _refit(
+        self,
+        part: Part,
+        targets: Mapping[str, Target],
+        fitted_on: CrossMoments,
+        held_out: CrossMoments,
+        layer: nn.Module,
+        index: int,
+    ) -> Part:
+        """min E‖W x + b − (L R x' + b')‖²: the correction of each weight for x', decomposed under the metric of x'."""
+        architecture = self.model.architecture
+        weights = dict(self.model.layer_weights(index))
+        for module, target in targets.items():
+            free_bias = f"{module}.bias" in part.replacement.tensors
+            _, weight, bias = best_correction(target, fitted_on, held_out, free_bias)
+            weights[f"{module}.weight"] = weight.T if architecture.conv1d else weight
+            if free_bias:
+                weights[f"{module}.bias"] = bias
         modules = part.unit.group.modules
-        statistics: dict[str, Statistic] = {f"input:{module}": moments.input for module in modules}
+        statistics: dict[str, Statistic] = {f"input:{module}": fitted_on.input for module in modules}
         gradients = {f"gradient:{module}": self.gradients.read(module) for module in modules}
         statistics |= {key: gradient for key, gradient in gradients.items() if gradient is not None}
-        artefact = part.method.fit(replace(material, weights=weights, statistics=statistics))
+        material = Material(part.unit.group, architecture, weights, statistics, layer, self.seed)
+        artefact = part.method.fit(material)
         return replace(part, replacement=part.method.replace(part.unit.group, artefact, architecture))
 
     def _refine(
@@ -229,6 +268,14 @@ class SecondPass:
             metric = moment / moment.diagonal().mean() + METRIC_DAMPING * metric
         variance = float(targets.double().flatten(0, 1).var(dim=0).mean())
         return (symmetric_sqrt(metric)[0] / max(variance, 1e-30) ** 0.5 / size**0.5).to(self.model.dtype)
+
+
+@torch.no_grad()
+def affine(module: nn.Module, d_in: int) -> tuple[Tensor, Tensor]:
+    """(weight (d_out, d_in), bias (d_out,)) of a module that computes an affine map, float64: seen, not read."""
+    dtype = next(module.parameters()).dtype
+    bias = module(torch.zeros(1, d_in, dtype=dtype))[0].double()
+    return (module(torch.eye(d_in, dtype=dtype)).double() - bias).T, bias
 
 
 def _described(replacement: Replacement, note: Mapping[str, Any]) -> dict[str, Any]:
