@@ -63,6 +63,18 @@ def locate(model: str, revision: str | None = None) -> Path:
         ) from None
 
 
+def keep_apart(output: Path, model: Path) -> None:
+    """Raises ValueError where writing to `output` could touch the model's own files: that folder, one inside or one around it."""
+    ours, theirs = output.expanduser().resolve(), model.expanduser().resolve()
+    if ours != theirs and ours not in theirs.parents and theirs not in ours.parents:
+        return
+    where = "" if ours == theirs else "inside " if theirs in ours.parents else "around "
+    other = theirs.with_name(f"{theirs.name}-compressed")
+    raise ValueError(
+        f"output: {str(output)!r} is {where}the model's own folder {str(model)!r}; give another, such as {str(other)!r}"
+    )
+
+
 class Shards:
     """The tensors of a model folder, read lazily by name through memory maps."""
 

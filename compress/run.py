@@ -56,6 +56,7 @@ def prepare(recipe: Recipe, work: Path | None = None) -> Job:
     `work` is where unit files go, by default `<output>/work`; several recipes may share one.
     """
     folder = checkpoint.locate(data.resolve_model(recipe.model.name), recipe.model.revision)
+    checkpoint.keep_apart(recipe.output, folder)
     model = StreamedModel(folder)
     architecture, layers = model.architecture, model.n_layers
     variants = {"compressed": units_of(recipe, architecture, layers)}

@@ -151,6 +151,24 @@ def test_a_glob_that_matches_nothing_names_the_nearest_module():
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("place", ["model", "model/small", ".", "link", "model/../model"])
+def test_an_output_that_touches_the_models_folder_is_refused_before_anything_is_written(tmp_path, place):
+    source = tiny_folder(tmp_path / "here" / "model", "llama")
+    (tmp_path / "here" / "link").symlink_to(source)
+    before = {file: file.read_bytes() for file in source.iterdir()}
+    data = plain(model=str(source), output=str(tmp_path / "here" / place))
+    assert "the model's own folder" in preparing(data)
+    with pytest.raises(ValueError, match=r"give another, such as .*model-compressed"):
+        run.fit(parse_recipe(data))
+    assert {file: file.read_bytes() for file in source.iterdir()} == before
+    assert sorted(file.name for file in (tmp_path / "here").iterdir()) == ["link", "model"]
+
+
+def test_an_output_beside_the_model_is_not(tmp_path):
+    source = tiny_folder(tmp_path / "model", "llama")
+    run.prepare(parse_recipe(plain(model=str(source), output=str(tmp_path / "model-compressed"))))
+
+
 def test_two_steps_on_one_module():
     first, second = {"method": "feature_space", "rank": 4}, {"method": "weight_svd", "rank": 4, "targets": [MODULE]}
     expected = f"steps.0 and steps.1 both replace {MODULE}; narrow the targets so that each module has one step"
