@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+import re
+import reprlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,21 +106,47 @@ def build(spec: ModuleSpec, original: nn.Module | None = None) -> nn.Module:
     """
     from compress.nn import KINDS, WRAPPERS
 
-    if spec.kind not in KINDS:
-        raise ValueError(
-            f"{spec.module}: unknown kind {spec.kind!r}; this compress knows {', '.join(KINDS)}: a newer one wrote it"
-        )
-    options: dict[str, Any] = dict(spec.options)
-    if "expressions" in options:
-        from compress.numerics.program import symbolic_options
-
-        options = symbolic_options(options)
+    options = checked_options(spec)
     if spec.kind in WRAPPERS:
         options["original"] = original
     try:
         return KINDS[spec.kind](**options)
     except TypeError as error:
         raise ValueError(f"{spec.module}: {spec.kind} does not take these options ({error})") from None
+
+
+_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a whole number", lambda v: type(v) is int and 0 <= v < 2**31),
+    "bool": ("true or false", lambda v: type(v) is bool),
+    "float": ("a finite number", lambda v: type(v) in (int, float) and math.isfinite(v)),
+    "str": ("a dotted name", lambda v: type(v) is str and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", v, re.ASCII) is not None),
+}
+
+
+def checked_options(spec: ModuleSpec) -> dict[str, Any]:
+    """Arguments of a spec's runtime class, each of the type it is declared with: what a checkpoint says goes into generated
+    source.
+
+    Raises ValueError for an unknown kind, or an option of another type.
+    """
+    from compress.nn import KINDS
+
+    if spec.kind not in KINDS:
+        raise ValueError(
+            f"{spec.module}: unknown kind {spec.kind!r}; this compress knows {', '.join(KINDS)}: a newer one wrote it"
+        )
+    parameters = inspect.signature(KINDS[spec.kind].__init__).parameters
+    for key, value in spec.options.items():
+        declared = str(parameters[key].annotation) if key in parameters else ""
+        what, fits = _TYPES.get(declared.removesuffix(" | None"), ("", lambda _: True))
+        if not fits(value) and not (value is None and declared.endswith("None")):
+            raise ValueError(f"{spec.module}: {spec.kind}: {key} must be {what}, got {reprlib.repr(value)}")
+    options: dict[str, Any] = dict(spec.options)
+    if "expressions" in options:
+        from compress.numerics.program import symbolic_options
+
+        options = symbolic_options(options)
+    return options
 
 
 def attach_plan(model: Any, plan: Plan) -> None:

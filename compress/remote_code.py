@@ -14,7 +14,7 @@ from typing import Any
 from compress import __version__
 from compress.checkpoint import write_json, write_text
 from compress.inline import import_block, inline
-from compress.plan import ModuleSpec, Plan
+from compress.plan import Plan
 
 FILE = "modeling_compress.py"
 CLASS, BASE_CLASS = "CompressedForCausalLM", "CompressedModel"
@@ -159,14 +159,14 @@ def remote_code(plan: Plan, model_type: str) -> str:
 
     Raises ValueError for an unknown kind, and where transformers has no causal language model of this type.
     """
+    from compress.hf import checked_options
     from compress.nn import KINDS, WRAPPERS
 
     stock, stock_base = _stock_classes(model_type)
+    options = {spec.module: checked_options(spec) for spec in plan.modules}
     kinds = sorted({spec.kind for spec in plan.modules})
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise ValueError(f"unknown kind {unknown[0]!r}; this compress knows {', '.join(KINDS)}: a newer one wrote the plan")
     inlined = inline(KINDS[kind] for kind in kinds)
-    programs = {spec.module: _program(spec) for spec in plan.modules if "expressions" in spec.options}
+    programs = {module: given["program"] for module, given in options.items() if "program" in given}
     wrappers = [kind for kind in kinds if kind in WRAPPERS]
     return _TEMPLATE.format(
         version=__version__,
@@ -192,13 +192,6 @@ def _stock_classes(model_type: str) -> tuple[str, str]:
     if not isinstance(names[0], str) or not isinstance(names[1], str):
         raise ValueError(f"transformers has no causal language model of model_type {model_type!r}; compress targets those only")
     return names[0], names[1]
-
-
-def _program(spec: ModuleSpec) -> dict[str, Any]:
-    """The checked, compiled form of a spec's expressions: a table of instructions that needs neither sympy nor compress."""
-    from compress.numerics.program import symbolic_options
-
-    return symbolic_options(spec.options)["program"]
 
 
 def _tables(programs: dict[str, dict[str, Any]], wrappers: list[str]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compress.architecture import Architecture
 from compress.checkpoint import Shards
+from compress.hf import checked_options
 from compress.plan import ModuleSpec, Plan
 from exporters.torch_family import Family, describe, refuse
 from exporters.torch_latent import latent_sources
@@ -62,6 +63,8 @@ def read(checkpoint: Path) -> Parts:
     stored = _full_names(shards, row)
     shapes = {name: shards.shapes[key] for name, key in stored.items()}
     parts = Parts(family, plan, _end(checkpoint, config), shards, stored, {role: [] for role in row.roles})
+    for spec in plan.modules:
+        checked_options(spec)  # they become source
     left = {spec.module: spec for spec in plan.modules}
     _attentions(parts, left)
     family = parts.family

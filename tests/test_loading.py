@@ -114,6 +114,12 @@ HOSTILE = {
         lambda p: first(p, "symbolic_mlp")["options"].update(expressions=[["add", *[["var", 0]] * 200_000], ["var", 1]]),
         "nodes",
     ),
+    "a rank that is text": (lambda p: first(p, "low_rank_linear")["options"].update(rank="3"), "rank must be a whole number"),
+    "code for a bias": (
+        lambda p: first(p, "low_rank_linear")["options"].update(bias="print('x')"),
+        r"bias must be true or false, got \"print",
+    ),
+    "code for a name": (lambda p: first(p, "mean_mlp")["options"].update(outer="a;b"), "outer must be a dotted name"),
     "a wrong arity": (
         lambda p: first(p, "symbolic_mlp")["options"].update(expressions=[["sin", ["var", 0], ["var", 1]], ["var", 1]]),
         "sin",
