@@ -64,7 +64,7 @@ def locate(model: str, revision: str | None = None) -> Path:
 
 
 def keep_apart(output: Path, model: Path) -> None:
-    """Raises ValueError where writing to `output` could touch the model's own files: that folder, one inside or one around it."""
+    """Raises ValueError where writing to `output` could touch the model's files: its folder, one inside it, one around it."""
     ours, theirs = output.expanduser().resolve(), model.expanduser().resolve()
     if ours != theirs and ours not in theirs.parents and theirs not in ours.parents:
         return
