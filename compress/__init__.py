@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.autoload import install as _install
+from compress.loading.hook import install as _install
+from compress.version import __version__
 
-__version__ = "0.1.0"
 
 _PUBLIC = {
-    "fit": "compress.run",
+    "fit": "compress.fitting.run",
     "load_recipe": "compress.recipe",
-    "from_pretrained": "compress.hf",
-    "distill": "compress.distillation",  # not a file of its own name: importing that would hide the function
+    "from_pretrained": "compress.loading.quantizer",
+    "distill": "compress.explaining.distillation",  # not a file of its own name: importing that would hide the function
 }
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - the lazy names are real, see __getattr__
 

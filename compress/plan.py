@@ -6,12 +6,14 @@ It never names the method that made it.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-FORMAT_VERSION = 1
+from compress.version import FORMAT_VERSION, QUANT_METHOD
 
 
 class ModuleSpec(BaseModel):
@@ -72,3 +74,18 @@ class Plan(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, as written to config.json (without transformers' own `quant_method` key)."""
         return self.model_dump(mode="json")
+
+
+def read_plan(folder: Path) -> Plan:
+    """The Plan in a folder's config.json; an empty one for a plain model.
+
+    Raises FileNotFoundError without a config.json, ValueError for a model that another library quantized.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} has no config.json; give a folder in HuggingFace format")
+    found = dict(json.loads(file.read_text(encoding="utf-8")).get("quantization_config") or {})
+    method = found.pop("quant_method", QUANT_METHOD)
+    if method != QUANT_METHOD:
+        raise ValueError(f"{folder} is quantized by {method!r}; give a checkpoint that compress wrote, or a plain model")
+    return Plan.model_validate({key: found[key] for key in ("format_version", "modules") if key in found})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Tick(Protocol):
@@ -17,3 +17,16 @@ Progress = Callable[[str, int], Tick]  # (description, number of parts) → what
 
 def silent(description: str, total: int) -> Tick:
     return lambda note="", done=1: None
+
+
+class Log:
+    """What a caller does with finished searches; this one forgets them."""
+
+    def read(self, key: str) -> Any:
+        """What was written under the key, or None."""
+
+    def write(self, key: str, found: Any) -> None:
+        """Keep a finished search: JSON values."""
+
+    def tell(self, text: str) -> None:
+        """Show how far the searches are."""

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from compress import methods
 from compress.architecture import Architecture
 from compress.data import TextSource
-from compress.mistakes import explain, nearest
+from compress.validation import explain, nearest
 
 Control = Literal["identity", "zero", "mean", "pca", "affine"]
 

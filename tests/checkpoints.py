@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from compress.architecture import ARCHITECTURES, architecture
-from compress.hf import apply_plan, attach_plan
-from compress.methods.base import Group, mlp_chain
+from compress.loading.quantizer import apply_plan, attach_plan
+from compress.methods.base import Group
+from compress.methods.mlp._shared import mlp_chain
 from compress.plan import ModuleSpec, Plan
 
 disable_progress_bar()

@@ -5,7 +5,7 @@ import sys
 import pytest
 from recipes_for_tests import tiny_folder
 
-from compress import cli
+from compress.cli import main
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def compress(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["compress", *map(str, arguments)])
         code = 0
         try:
-            cli.main()
+            main.main()
         except SystemExit as stop:
             code = stop.code or 0
         printed = capsys.readouterr()

@@ -12,7 +12,7 @@ from checkpoints import tiny_checkpoint
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from exporters.onnx_graph import export_onnx
+from exporters.onnx.graph import export_onnx
 
 slow = pytest.mark.skipif(os.environ.get("COMPRESS_SLOW") != "1", reason="a broad matrix; set COMPRESS_SLOW=1")
 

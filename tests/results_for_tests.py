@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.measure import Speedup, summary_ms
+from compress.clock import Speedup, summary_ms
 
 HOSTILE = '<script>alert("x")</script> | [bold]'
 SPEEDUPS = {

@@ -10,9 +10,9 @@ from recipes_for_tests import IDS, logits, tiny_folder, tiny_recipe
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compress import assembly, run
-from compress.channel_order import with_free_orders
-from compress.evaluate import compare
+from compress.evaluating.perplexity import compare
+from compress.fitting import assemble, run
+from compress.fitting.channel_order import with_free_orders
 
 MAIN = ("llama", "qwen2", "gpt2", "opt")
 LOW_RANK = ("feature_space", "weight_svd", "whitened_svd")
@@ -77,7 +77,7 @@ def test_saved_equals_in_memory_bit_for_bit(folders, tmp_path, step, model_type)
     job = run.prepare(recipe)
     material = run.material_of(job)
     made = with_free_orders(job.model, run.replace(job, job.variants["compressed"], material))
-    memory = assembly.load_variant(job.model, made)
+    memory = assemble.load_variant(job.model, made)
     with torch.no_grad():
         assert torch.equal(memory(IDS).logits, logits(out))
     loaded = AutoModelForCausalLM.from_pretrained(out)

@@ -11,39 +11,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Top to bottom: a file may import only from rows below its own, or from files of its own package row.
 TABLE = [
+    ["compress.__main__"],
     ["compress.cli"],
-    ["compress.cli_measure", "compress.cli_expressions"],
-    ["compress.console"],
-    ["compress.layer_choice", "compress.explanation"],
-    ["compress.tables", "compress.verify", "compress.report", "compress.page", "compress.plots"],
-    ["compress.columns", "compress.cells", "compress.summary", "compress.labels"],
-    ["compress.search", "compress.sweep", "compress.distillation", "compress.expressions"],
-    ["compress.token_function"],
-    ["compress.trials", "compress.candidates"],
-    ["compress.splits"],
-    ["compress.run", "compress.bench", "compress.blocks"],
-    ["compress.card", "compress.remote_code"],
-    ["compress.variants", "compress.latency", "compress.quality", "compress.probe"],
-    ["compress.runtimes", "compress.accounting", "compress.machine", "compress.measure"],
+    ["compress.searching"],
+    ["compress.explaining", "compress.reporting"],
+    ["compress.fitting", "compress.measuring"],
+    ["compress.evaluating"],
     ["exporters"],
-    ["compress.inline"],
-    ["compress.refine", "compress.finetune", "compress.speed"],
-    ["compress.first_pass", "compress.assembly", "compress.channel_order", "compress.pairs", "compress.clamping"],
-    ["compress.units"],
-    ["compress.streaming", "compress.taps", "compress.residuals"],
-    ["compress.evaluate", "compress.tasks"],
+    ["compress.stream"],
     ["compress.recipe"],
-    ["compress.decision_log"],
-    ["compress.checkpoint", "compress.memory", "compress.mistakes"],
     ["compress.methods"],
-    ["compress.hf"],
-    ["compress.data", "compress.novella"],
-    ["compress.equal_cost"],
-    ["compress.architecture", "compress.plan", "compress.engine", "compress.rotary"],
-    ["compress.nn"],
-    ["compress.numerics"],
-    ["compress.progress"],
-    ["compress.autoload"],
+    ["compress.loading"],
+    ["compress.regression", "compress.source"],
+    ["compress.symbolic", "compress.checkpoint", "compress.numerics"],
+    ["compress.data", "compress.validation", "compress.architecture", "compress.plan", "compress.registry"],
+    ["compress.nn", "compress.novella", "compress.clock", "compress.progress", "compress.version"],
     ["compress"],
 ]
 
@@ -86,7 +68,7 @@ def test_imports_go_downwards(module, path):
 
 
 def test_help_loads_no_torch_and_is_quick():
-    code = "import sys, compress.cli; sys.argv = ['compress', '--help']\ntry: compress.cli.main()\nexcept SystemExit: pass\n"
+    code = "import sys, compress.cli.main as cli; sys.argv = ['compress', '--help']\ntry: cli.main()\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'transformers', 'sympy', 'numpy'} & set(sys.modules), 'heavy import'"
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

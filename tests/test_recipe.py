@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipes_for_tests import tiny_folder
 
-from compress import methods, run
+from compress import methods
+from compress.fitting import run
 from compress.numerics.rank import rank_at
 from compress.recipe import Recipe, load_recipe, parse_recipe, set_value
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from compress.numerics.operations import OPERATIONS, PRIMITIVES, apply
+from compress.symbolic.operations import OPERATIONS, PRIMITIVES, apply
 
 N_INPUTS, N_CONSTANTS = 3, 3
 

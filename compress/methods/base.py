@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from compress.architecture import Architecture
-from compress.numerics.regression import Log
+from compress.checkpoint.units import Artefact
 from compress.numerics.statistics import Statistic
 from compress.plan import ModuleSpec
+from compress.progress import Log
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,6 @@ class Material:
         weight = self.weights[f"{module}.weight"].to(torch.float64)
         bias = self.weights.get(f"{module}.bias")
         return (weight.T if self.architecture.conv1d else weight), (None if bias is None else bias.to(torch.float64))
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """The content of a unit file: tensors and JSON metadata. Same material, same bytes: no times, no paths."""
-
-    tensors: dict[str, Tensor]
-    metadata: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -127,17 +120,3 @@ class Method(BaseModel):
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
         """The cheap part: decisions, specs, tensors."""
         raise NotImplementedError
-
-
-def mlp_chain(group: Group, spec: ModuleSpec) -> tuple[ModuleSpec, ...]:
-    """`spec` for the MLP of a layer; where the layer runs its MLP inline, the inner modules pass through to the last one."""
-    *inner, last = group.modules
-    through = [
-        ModuleSpec(module=name, kind="pass_through", options={"occupied": position == 0}) for position, name in enumerate(inner)
-    ]
-    return (*through, spec.model_copy(update={"module": last}))
-
-
-def chain_tensors(group: Group) -> dict[str, Tensor]:
-    """The empty weight that holds the place of an inline MLP's first linear."""
-    return {f"{group.modules[0]}.weight": torch.empty(0, dtype=torch.float64)} if len(group.modules) > 1 else {}

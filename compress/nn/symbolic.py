@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 
 class ExpressionProgram(nn.Module):
-    """y_o = expression_o(z; constants) for a program given as JSON (`compress.numerics.program.Program.to_json`).
+    """y_o = expression_o(z; constants) for a program given as JSON (`compress.symbolic.compile.program_to_json`).
 
-    "steps" is the program batched (`compress.numerics.schedule`): z and all later results are columns of one growing matrix; a
+    "steps" is the program batched (`compress.symbolic.schedule`): z and all later results are columns of one growing matrix; a
     step gathers columns and calls one torch function on them, or sums them by a matrix product. Programs with conditions have
     no steps; theirs are the "instructions", each a torch function and the registers it reads.
     """

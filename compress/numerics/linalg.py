@@ -132,3 +132,9 @@ def pivoted(left: Tensor, right: Tensor) -> PivotedForm | None:
         return None
     permutation = torch.from_numpy(order.astype("int64"))
     return PivotedForm(coefficients.contiguous(), left[permutation[:rank]] @ right, torch.argsort(permutation).int(), growth)
+
+
+def principal_components(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """(components as columns (d, d), variances (d,)), largest first."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors.flip(1).contiguous(), values.flip(0).clamp_min(0)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 Form = Literal["plain", "pivoted"]
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 def break_even(d_out: int, d_in: int) -> float:
@@ -49,88 +45,6 @@ def rank_explaining(spectrum: Tensor, threshold: float) -> int:
     """Fewest leading components whose share of the spectrum's sum reaches `threshold`, at least 1."""
     share = spectrum.cumsum(0) / spectrum.sum().clamp_min(1e-300)
     return min(int((share < threshold - 1e-12).sum()) + 1, spectrum.shape[0])
-
-
-class RankRule(BaseModel):
-    """How the ranks of a step are chosen: exactly one of the fields below. A bare integer in YAML means `rank`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rank: Annotated[int, Field(ge=1)] | None = Field(default=None, description="the same rank for every target")
-    keep: Fraction | None = Field(default=None, description="fraction of each target's parameters that remain, in (0, 1]")
-    explained_variance: Fraction | None = Field(default=None, description="fewest components with this share, in (0, 1]")
-    budget: Fraction | None = Field(
-        None, description="fraction of all the step's targeted parameters that remain, shared out by `allocation`"
-    )
-    allocation: Literal["uniform", "global"] = Field(
-        "global",
-        description="of a budget: the same fraction everywhere, or all ranks together (wants importance: fisher)",
-    )
-    ranks: dict[str, int | None] | None = Field(default=None, description="one rank per module name; null leaves it dense")
-    table: Path | None = Field(
-        None, description="JSON file {module: rank}, as `compress search` writes it; null leaves a module dense"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_integer(cls, value: object) -> object:
-        return {"rank": value} if isinstance(value, int) and not isinstance(value, bool) else value
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> RankRule:
-        rules = [name for name in type(self).model_fields if name != "allocation"]
-        given = [name for name in rules if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(rules)}; given: {', '.join(given) or 'none'}")
-        if "allocation" in self.model_fields_set and self.budget is None:
-            raise ValueError(f"allocation belongs to budget; {given[0]} decides each rank by itself")
-        return self
-
-    @property
-    def joint(self) -> bool:
-        """Whether the ranks of a step's modules must be chosen together."""
-        return self.budget is not None and self.allocation == "global"
-
-    def known_before_fit(self, module: str, d_out: int, d_in: int, form: Form) -> int | None:
-        """The rank as far as shapes alone decide it; None where the spectrum does. Raises ValueError above break-even."""
-        if self.keep is not None or (self.budget is not None and not self.joint):
-            return rank_at(self.keep or self.budget or 1.0, d_out, d_in, form)
-        rank = self.rank if self.table is None and self.ranks is None else self._from_table(module)
-        if rank is None:
-            return None
-        if rank > min(d_out, d_in):
-            raise ValueError(f"{module}: rank {rank} given, at most min({d_out}, {d_in}) = {min(d_out, d_in)} is possible")
-        if form == "plain" and rank > break_even(d_out, d_in):
-            raise ValueError(
-                f"{module}: rank {rank} in plain form stores more than the dense {d_out}×{d_in} matrix; "
-                f"give at most {math.floor(break_even(d_out, d_in))}, or form: pivoted"
-            )
-        return rank
-
-    def choose(self, module: str, d_out: int, d_in: int, form: Form, spectrum: Tensor) -> int | None:
-        """The rank of one module, or None for dense: a rank whose storage exceeds the dense matrix never ships."""
-        rank = self.known_before_fit(module, d_out, d_in, form)
-        if self.explained_variance is not None:
-            rank = rank_explaining(spectrum, self.explained_variance)
-        if rank is None or (form == "plain" and rank > break_even(d_out, d_in)):
-            return None
-        return min(rank, spectrum.shape[0])
-
-    def _from_table(self, module: str) -> int | None:
-        ranks = self.ranks
-        if ranks is None:
-            assert self.table is not None
-            if not self.table.is_file():
-                raise FileNotFoundError(f"no rank table {str(self.table)!r}; `compress search` writes one")
-            ranks = json.loads(self.table.read_text())
-            ranks = ranks.get("ranks", ranks)
-        if module not in ranks:
-            where = self.table or "ranks"
-            raise ValueError(
-                f"{where}: no rank for {module}; it has {len(ranks)} modules, the first {next(iter(ranks), 'none')}"
-            )
-        value = ranks[module]
-        return None if value is None else int(value)
 
 
 def allocate(

@@ -19,9 +19,10 @@ import torch
 from transformers import DynamicCache, LlamaConfig, StaticCache
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
-from compress.accounting import cache_bytes
-from compress.measure import interleave, paired_speedup, summary_ms, timed
-from compress.nn import CrystallizedAttention, LatentAttention
+from compress.clock import interleave, paired_speedup, summary_ms, timed
+from compress.evaluating.cost import cache_bytes
+from compress.nn import CrystallizedAttention
+from compress.nn.latent import LatentAttention
 
 CONFIG = LlamaConfig(
     hidden_size=2048,

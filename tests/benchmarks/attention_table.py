@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from compress import run
-from compress.checkpoint import write_json
+from compress.checkpoint.files import write_json
+from compress.fitting import run
 from compress.recipe import parse_recipe
 
 RANKS = (1, 2, 4, 8, 16, 32)

@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from compress.measure import resident_mib
+from compress.clock import resident_mib
 from compress.numerics.linalg import factorize
 
 

@@ -19,9 +19,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from compress import run
-from compress.assembly import load_variant
-from compress.first_pass import BATCH_TOKENS
+from compress.fitting import run
+from compress.fitting.assemble import load_variant
+from compress.fitting.calibrate import BATCH_TOKENS
 from compress.recipe import Recipe, parse_recipe
 
 

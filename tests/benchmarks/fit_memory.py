@@ -29,8 +29,8 @@ def write_model(folder: Path) -> int:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from compress.checkpoint import write_shards
-    from compress.data import FOLDER
+    from compress.checkpoint.writer import write_shards
+    from compress.novella import FOLDER
 
     config = LlamaConfig(**SHAPE, tie_word_embeddings=False, dtype="bfloat16")
     with torch.device("meta"):
@@ -54,8 +54,9 @@ def child(recipe: str) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401 - counted among the imports
     from transformers import AutoModelForCausalLM  # noqa: F401
 
-    from compress import remote_code, run  # noqa: F401
-    from compress.measure import resident_mib
+    from compress.clock import resident_mib
+    from compress.fitting import run  # noqa: F401
+    from compress.loading import remote_code  # noqa: F401
     from compress.recipe import load_recipe
 
     torch.set_num_threads(1)

@@ -19,11 +19,11 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from compress import run
-from compress.accounting import cache_bytes_per_token
-from compress.checkpoint import write_json
+from compress.checkpoint.files import write_json
 from compress.data import resolve_model
-from compress.hf import from_pretrained
+from compress.evaluating.cost import cache_bytes_per_token
+from compress.fitting import run
+from compress.loading.quantizer import from_pretrained
 from compress.recipe import parse_recipe
 
 FRACTIONS = (1.0, 0.75, 0.5, 0.375, 0.25)

@@ -18,9 +18,9 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress
 
-from compress import run
-from compress.checkpoint import write_json
-from compress.cli import recipes_folder
+from compress.checkpoint.files import write_json
+from compress.cli.console import recipes_folder
+from compress.fitting import run
 from compress.recipe import parse_recipe
 
 FISHER = {"method": "feature_space", "importance": "fisher"}

@@ -22,15 +22,16 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from compress import run
 from compress.architecture import architecture
-from compress.hf import apply_plan, attach_plan
-from compress.measure import interleave, paired_speedup, synchronize, timed
-from compress.methods.base import Group, mlp_chain
+from compress.clock import interleave, paired_speedup, synchronize, timed
+from compress.evaluating.controls import skip_layers
+from compress.fitting import run
+from compress.loading.quantizer import apply_plan, attach_plan
+from compress.measuring.runtimes import Runner, open_runner
+from compress.methods.base import Group
+from compress.methods.mlp._shared import mlp_chain
 from compress.plan import ModuleSpec, Plan
 from compress.recipe import load_recipe
-from compress.runtimes import Runner, open_runner
-from compress.variants import skip_layers
 
 SHAPE: dict[str, Any] = {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12, "num_key_value_heads": 2}
 COLD_BYTES = 2**28  # more than any last-level cache
@@ -92,7 +93,7 @@ def fill(module: torch.nn.Module) -> None:
 
 def opened(folders: dict[str, Path], runtime: str, options: argparse.Namespace) -> dict[str, Runner]:
     if runtime == "onnx":
-        from exporters.onnx_graph import export_onnx
+        from exporters.onnx.graph import export_onnx
 
         for folder in folders.values():
             if not (folder / "onnx").is_dir():

@@ -18,13 +18,13 @@ from typing import Any
 
 from torch import nn
 
-from compress import run
-from compress.assembly import storage_dtype
+from compress.fitting import run
+from compress.fitting.assemble import storage_dtype
 from compress.methods.base import Replacement
 from compress.progress import silent
 from compress.recipe import parse_recipe
-from compress.streaming import StreamedModel
-from compress.trials import Tail
+from compress.searching.cached_states import Tail
+from compress.stream.model import StreamedModel
 
 LAYERS = (1, 3, 4)
 STEPS: dict[str, dict[str, Any]] = {

@@ -3,7 +3,7 @@
     python tests/benchmarks/surrogate_table.py --output runs/surrogates
     python tests/benchmarks/surrogate_table.py --output runs/other --calibration FILE --validation FILE --windows 170
 
-Every row is a checkpoint made by `compress.run.fit`; finished rows are taken over when it is run again. Writes table.json and
+Every row is a checkpoint made by `compress.fitting.run.fit`; finished rows are taken over when it is run again. Writes table.json and
 prints Markdown: extra nll over the dense model, seconds of fitting, multiply-adds per token of the three MLPs.
 """
 
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from compress import run
-from compress.accounting import account
-from compress.checkpoint import write_json
+from compress.checkpoint.files import write_json
 from compress.data import resolve_model
+from compress.evaluating.cost import account
+from compress.fitting import run
 from compress.recipe import parse_recipe
 
 LAYERS = [1, 3, 4]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from checkpoints import RANK, random_plan, tiny_checkpoint, tiny_model, with_plan
 
-from compress.hf import from_pretrained
+from compress.loading.quantizer import from_pretrained
 from compress.plan import ModuleSpec, Plan
-from exporters.onnx_graph import export_onnx
-from exporters.onnx_runtime import OnnxModel
-from exporters.torch_parity import load_standalone
-from exporters.torch_source import export_pt2, export_torch
+from exporters.onnx.graph import export_onnx
+from exporters.onnx.runtime import OnnxModel
+from exporters.torch.parity import load_standalone
+from exporters.torch.source import export_pt2, export_torch
 
 IDS = torch.arange(2 * 11).view(2, 11) * 7 % 89 + 1
 

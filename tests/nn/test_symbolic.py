@@ -10,7 +10,7 @@ import torch
 
 from compress.nn import KINDS
 from compress.nn.symbolic import SymbolicMLP
-from compress.numerics.program import Program, compile_program, symbolic_options
+from compress.symbolic.compile import compile_program, program_from_json, symbolic_options
 
 D_MODEL = 6
 EXPRESSIONS = [
@@ -165,7 +165,7 @@ OPTIONS = {"outer": "down_proj", "d_model": 4, "inputs": 2, "outputs": 1, "affin
 
 def test_symbolic_options_compile_the_expressions_and_keep_the_rest():
     options = symbolic_options(OPTIONS | {"expressions": [["mul", ["param", 0], ["sin", ["var", 1]]]]})
-    program = Program.from_json(options.pop("program"))
+    program = program_from_json(options.pop("program"))
     assert options == OPTIONS
     assert program == compile_program([["mul", ["param", 0], ["sin", ["var", 1]]]], 2, 1)
 

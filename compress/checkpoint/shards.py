@@ -1,0 +1,92 @@
+"""Safetensors on disk, read lazily by name through memory maps. Nothing here ever unpickles."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from compress.checkpoint.files import hash_json
+
+_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+class Shards:
+    """The tensors of a model folder, read lazily by name through memory maps."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            self._file = {str(k): str(v) for k, v in json.loads(index.read_text())["weight_map"].items()}
+            missing = sorted({name for name in self._file.values() if not (folder / name).is_file()})
+            if missing:
+                raise FileNotFoundError(
+                    f"{folder}: the index names {missing[0]}, which is not there; download the folder again"
+                )
+        elif (folder / "model.safetensors").is_file():
+            with open_safetensors(folder / "model.safetensors") as handle:
+                self._file = dict.fromkeys(handle.keys(), "model.safetensors")
+        else:
+            raise FileNotFoundError(
+                f"{folder}: no model.safetensors or index; pickled weights are never read: save as safetensors"
+            )
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        for file in sorted(set(self._file.values())):
+            with open_safetensors(folder / file) as handle:
+                for name in handle.keys():  # noqa: SIM118 - not a mapping
+                    piece = handle.get_slice(name)
+                    self.shapes[name], self.dtypes[name] = tuple(piece.get_shape()), piece.get_dtype()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, mapped, not copied. Raises KeyError."""
+        with open_safetensors(self.folder / self._file[name]) as handle:
+            return handle.get_tensor(name)
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """All tensors whose name starts with `prefix`, by full name."""
+        by_file: dict[str, list[str]] = {}
+        for name, file in self._file.items():
+            if name.startswith(prefix):
+                by_file.setdefault(file, []).append(name)
+        out: dict[str, Tensor] = {}
+        for file, names in by_file.items():
+            with open_safetensors(self.folder / file) as handle:
+                out.update((name, handle.get_tensor(name)) for name in names)
+        return out
+
+    def bytes(self, name: str) -> int:
+        return torch.Size(self.shapes[name]).numel() * _DTYPES[self.dtypes[name]]
+
+    def fingerprint(self) -> str:
+        """Hash over names, shapes, sizes and times of the files: cheap, and changed by any rewriting of the model."""
+        stats = [
+            (f, (self.folder / f).stat().st_size, (self.folder / f).stat().st_mtime_ns)
+            for f in sorted(set(self._file.values()))
+        ]
+        return hash_json([stats, sorted(self.shapes.items())])
+
+
+@contextlib.contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    try:
+        handle = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path}: not a readable safetensors file ({error}); it may be cut off: write or download it again"
+        ) from None
+    with handle as opened:
+        yield opened

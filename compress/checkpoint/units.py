@@ -1,0 +1,65 @@
+"""Unit files: one finished piece of work each, safetensors with its fingerprint; a file that is there means done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from compress.checkpoint.files import atomic
+from compress.checkpoint.shards import open_safetensors
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """The content of a unit file: tensors and JSON metadata. Same material, same bytes: no times, no paths."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+
+def write_unit(path: Path, artefact: Artefact, fingerprint: str) -> None:
+    """One finished unit of work; the file's presence with this fingerprint means done."""
+    metadata = {"fingerprint": fingerprint, "artefact": json.dumps(artefact.metadata, sort_keys=True)}
+    with atomic(path) as temporary:
+        save_file({k: v.contiguous() for k, v in sorted(artefact.tensors.items())}, temporary, metadata=metadata)
+
+
+def read_unit(path: Path, fingerprint: str, only: Container[str] | None = None) -> Artefact | None:
+    """The artefact, or None where the file is missing, damaged, or is of something else; `only` some tensors."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            if metadata.get("fingerprint") != fingerprint:
+                return None
+            names = [name for name in handle.keys() if only is None or name in only]  # noqa: SIM118 - not a mapping
+            return Artefact({name: handle.get_tensor(name) for name in names}, json.loads(metadata["artefact"]))
+    except (SafetensorError, KeyError, json.JSONDecodeError):
+        return None
+
+
+class Spilled(Mapping[str, Tensor]):
+    """Tensors of one safetensors file, read when asked for and not kept."""
+
+    def __init__(self, file: Path, tensors: Mapping[str, Tensor]) -> None:
+        self._file, self._names = file, sorted(tensors)
+        with atomic(file) as temporary:
+            save_file({name: tensors[name].contiguous() for name in self._names}, temporary)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with open_safetensors(self._file) as handle:
+            return handle.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,0 +1,271 @@
+"""The command line. Every heavy import is inside the command that needs it: `compress --help` loads no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from compress.cli import measure, surrogates
+from compress.cli.console import (
+    AsJson,
+    Overrides,
+    emit,
+    need_checkpoint,
+    packaged,
+    progress_bars,
+    quiet_transformers,
+    recipes_folder,
+    show,
+)
+
+if TYPE_CHECKING:
+    from compress.recipe import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Compress HuggingFace transformers after training."
+)
+recipes_app = typer.Typer(no_args_is_help=True, help="The packaged recipes.")
+app.add_typer(recipes_app, name="recipes")
+measure.add_to(app)
+surrogates.add_to(app)
+
+# Typer's usage errors: click's ClickException, or that of the click inside newer versions of Typer.
+_USAGE: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line per mistake on stderr and exit code 2, a warning is one line too."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        code = app(standalone_mode=False)  # the code of an Exit, 130 for an interruption, or what the command returns
+        if code == 130:
+            print("interrupted; finished units are kept: run the same command again to continue", file=sys.stderr)
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.Abort:
+        sys.exit(130)
+    except (ValueError, FileNotFoundError, NotImplementedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:  # a measured breach: parity, a non-finite loss
+        print(f"failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except _USAGE as error:
+        error.show()
+        sys.exit(error.exit_code)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from compress import __version__
+
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.command()
+def fit(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file; `compress recipes ls` lists the packaged ones.")],
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan from config.json and headers alone.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--resume", help="Forget finished units of an earlier run, or take them over.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a recipe and write a checkpoint that from_pretrained loads; a list in a rank rule writes one per value."""
+    from compress.recipe import load_recipe
+    from compress.searching import sweep as sweeps
+
+    quiet_transformers()
+    points = sweeps.points_of_lists(packaged(recipe), overrides or [])
+    if points and not dry_run:
+        _fit_points(points, fresh, as_json)
+        return
+    if dry_run:
+        _preview([point.recipe for point in points] or [load_recipe(packaged(recipe), overrides or [])], as_json)
+        return
+    loaded = load_recipe(packaged(recipe), overrides or [])
+    from compress.cli import tables
+    from compress.fitting import run
+
+    with progress_bars(as_json) as progress:
+        folder = run.fit(loaded, fresh=fresh, progress=progress)
+    report = json.loads((folder / "report.json").read_text())
+    if as_json:
+        emit({"output": str(folder), **report})
+    else:
+        show(tables.fit_table(report))
+        print(f"checkpoint: {folder}")
+
+
+def _preview(recipes: Sequence[Recipe], as_json: bool) -> None:
+    """The plan of each recipe, from config.json and headers alone."""
+    from compress.cli import tables
+    from compress.fitting import run
+
+    plans = []
+    for recipe in recipes:
+        job = run.prepare(recipe)
+        rows, peak = [preview for _, preview in run.previews(job)], run.expected_peak_bytes(job)
+        plans.append({"output": str(recipe.output), **tables.preview_json(rows, peak)})
+        if not as_json:
+            show(tables.preview_table(rows, peak, str(recipe.output)))
+    if as_json:
+        emit(plans[0] if len(plans) == 1 else {"points": plans})
+
+
+@app.command()
+def sweep(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file; `compress recipes ls` lists the packaged ones.")],
+    settings: Annotated[list[str], typer.Option("--set", help="A key and its values: steps.0.rank.keep=0.8,0.6 (repeatable).")],
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--resume", help="Forget an earlier run, or take its finished points over.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a recipe at every combination of values, from one statistics pass; writes sweep.json and a plot."""
+    quiet_transformers()
+    from compress.searching import sweep as sweeps
+
+    _fit_points(sweeps.points_of_settings(packaged(recipe), settings), fresh, as_json)
+
+
+@app.command()
+def search(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file; `compress recipes ls` lists the packaged ones.")],
+    overrides: Overrides = None,
+    metric: Annotated[str, typer.Option(help="perplexity or tasks.")] = "perplexity",
+    tolerance: Annotated[
+        float | None, typer.Option(help="Growth of perplexity per linear (0.005), or loss of accuracy (0.01).")
+    ] = None,
+    tasks: Annotated[Path | None, typer.Option(help="A jsonl file of multiple-choice questions, for --metric tasks.")] = None,
+    search_windows: Annotated[int, typer.Option(help="The search sees the first windows of the first evaluation text …")] = 32,
+    test_windows: Annotated[int, typer.Option(help="… and the report the last ones.")] = 64,
+    length: Annotated[int, typer.Option(help="Tokens per window.")] = 128,
+    compare_uniform: Annotated[
+        bool, typer.Option("--compare-uniform/--no-compare-uniform", help="Measure uniform ranks of equal stored size too.")
+    ] = True,
+    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Forget an earlier search, or continue it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose each linear's rank by measuring, last layer first; writes ranks.json for `rank: {table: …}`."""
+    from compress.recipe import load_recipe
+
+    loaded = load_recipe(packaged(recipe), overrides or [])
+    quiet_transformers()
+    from compress import validation
+    from compress.cli import tables
+    from compress.searching import ranks as searches
+
+    given = {"metric": metric, "tolerance": tolerance, "tasks": tasks, "compare_uniform": compare_uniform}
+    options = validation.checked(
+        searches.SearchOptions, {**given, "search_windows": search_windows, "test_windows": test_windows, "length": length}
+    )
+    with progress_bars(as_json) as progress:
+        found = searches.search(loaded, options, fresh=fresh, progress=progress)
+    if as_json:
+        emit({"output": str(loaded.output), **found})
+    else:
+        show(tables.search_table(found))
+        print(f"ranks: {loaded.output / 'ranks.json'}")
+
+
+def _fit_points(points: list[Any], fresh: bool, as_json: bool) -> None:
+    from compress.cli import tables
+    from compress.searching import sweep as sweeps
+
+    output = points[0].recipe.output.parent
+    with progress_bars(as_json) as progress:
+        rows = sweeps.fit_points(points, progress, fresh=fresh)
+    if as_json:
+        emit({"output": str(output), "points": rows})
+    else:
+        show(tables.sweep_table(rows))
+        print(f"points: {output / 'sweep.json'}")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder that `compress fit` wrote.")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write onnx/model.onnx with KV cache in and out.")] = False,
+    torch: Annotated[bool, typer.Option("--torch", help="Write torch/model.py, standalone, and its weights.")] = False,
+    pt2: Annotated[bool, typer.Option("--pt2", help="With --torch: torch/model.pt2 too, for torch.export.load.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where to; default: inside the checkpoint folder.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    opset: Annotated[int, typer.Option(help="ONNX opset; 23 has native attention, 20 suits older runtimes.")] = 23,
+    quantize: Annotated[str | None, typer.Option(help="int8 or int4 weight-only, on top of the ONNX graph.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a checkpoint as ONNX and as standalone torch code; parity is measured and a breach is an error."""
+    if not (onnx or torch):
+        raise ValueError("nothing to export; give --onnx, --torch, or both")
+    if pt2 and not torch:
+        raise ValueError("--pt2 is traced from the standalone torch code; give --torch too")
+    quiet_transformers()
+    from compress.cli import tables
+
+    need_checkpoint(folder)
+    reports: dict[str, Any] = {}
+    with progress_bars(as_json) as progress:
+        if torch:
+            from exporters.torch.source import export_pt2, export_torch
+
+            tick = progress("export torch", 1)
+            reports["torch"] = export_torch(folder, (out or folder) / "torch", dtype=dtype)
+            if pt2:
+                reports["torch"]["pt2"] = str(export_pt2((out or folder) / "torch"))
+            tick()
+        if onnx:
+            from exporters.onnx.graph import export_onnx
+
+            tick = progress("export onnx", 1)
+            target = (out or folder) / "onnx"
+            reports["onnx"] = export_onnx(folder, target, dtype=dtype, opset=opset, quantize=quantize)  # pyright: ignore[reportArgumentType]
+            tick()
+    emit(reports) if as_json else show(tables.export_table(reports))
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method; without one, all are listed.")] = None, as_json: AsJson = False
+) -> None:
+    """List the methods, or document one method's options."""
+    from compress import methods as registry
+    from compress.cli import tables
+    from compress.validation import nearest
+
+    if name is not None and name not in registry.names():
+        raise ValueError(f"unknown method {name!r}; {nearest(name, registry.names())}")
+    chosen = {n: registry.load(n) for n in ([name] if name else registry.names())}
+    if as_json:
+        emit({n: m.model_json_schema() for n, m in chosen.items()})
+    else:
+        show(tables.method_table(*next(iter(chosen.items()))) if name else tables.methods_table(chosen))
+
+
+@recipes_app.command("ls")
+def recipes_ls() -> None:
+    """List the packaged recipes with their first line."""
+    for path in sorted(recipes_folder().glob("*.yaml")):
+        first = path.read_text().splitlines()[0].lstrip("# ")
+        print(f"{path.name:<32} {first}")
+
+
+@recipes_app.command("cp")
+def recipes_cp(name: str, target: Annotated[Path, typer.Argument(help="File or folder to copy to.")] = Path()) -> None:
+    """Copy a packaged recipe, to edit it."""
+    source = packaged(Path(name))
+    if not source.is_file():
+        raise FileNotFoundError(f"no recipe {name!r}; `compress recipes ls` lists the packaged ones")
+    destination = target / source.name if target.is_dir() else target
+    if destination.exists():
+        raise ValueError(f"{destination} exists already; give another target")
+    destination.write_text(source.read_text())
+    print(destination)

@@ -1,0 +1,43 @@
+"""How often symbolic surrogates hold a latent at the edge of its calibrated range, counted while a model is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from compress.evaluating.perplexity import perplexity
+from compress.nn.symbolic import SymbolicMLP
+from compress.progress import Progress
+
+
+def measured(model: nn.Module, tokens: Tensor, progress: Progress | None = None) -> dict[str, Any]:
+    """`perplexity`, and where the model has surrogates that clamp, "clamped": the share of their latents that were held."""
+    with counted(model) as share:
+        found = perplexity(model, tokens, progress=progress)
+        clamped = share()
+    return found if clamped is None else {**found, "clamped": clamped}
+
+
+@contextmanager
+def counted(model: nn.Module) -> Iterator[Callable[[], float | None]]:
+    """Counts inside the block; the share so far, of all latents of all surrogates and tokens, None where nothing clamps."""
+    held = total = 0.0
+
+    def count(module: nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal held, total
+        assert isinstance(module, SymbolicMLP)
+        x: Tensor = args[0]
+        latents = x[..., 0].numel() * module.inputs
+        held += float(module.clamped_fraction(x).mean()) * latents
+        total += latents
+
+    clamping = [module for module in model.modules() if isinstance(module, SymbolicMLP) and module.clamp]
+    handles = [module.register_forward_pre_hook(count) for module in clamping]
+    try:
+        yield lambda: held / total if total else None
+    finally:
+        for handle in handles:
+            handle.remove()

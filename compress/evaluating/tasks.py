@@ -1,0 +1,152 @@
+"""Multiple-choice accuracy: the tasks of lm-evaluation-harness by name, or a jsonl file of your own, scored here and offline.
+
+A question is one JSON object a line: {"context": …, "choices": […], "answer": index}. A choice's score is the log-probability
+of its tokens after the context; `accuracy` takes the best score, `accuracy_norm` the best score per character, as the harness
+does in `acc` and `acc_norm`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch.nn import functional
+
+from compress.evaluating.perplexity import Model, logits_of
+from compress.progress import Progress
+
+
+class Question(BaseModel):
+    """One line of a jsonl file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    context: str = Field(min_length=1)
+    choices: tuple[str, ...] = Field(min_length=2)
+    answer: int = Field(ge=0)
+
+
+def evaluate_tasks(
+    path: str | Path,
+    tasks: Sequence[str],
+    limit: int | None = None,
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> dict[str, dict[str, Any]]:
+    """{task: {"accuracy", "accuracy_norm", "stderr", "questions"}} of a checkpoint or plain model folder.
+
+    A task is a name (or a .yaml file) lm-evaluation-harness knows, or a file ending in .jsonl; `limit` takes the first
+    questions of each.
+    Raises ValueError for a task nobody knows, and where a named task needs lm-eval and it is not installed.
+    """
+    from compress.data import load_tokenizer
+    from compress.loading.quantizer import from_pretrained
+
+    named = [task for task in tasks if not task.endswith(".jsonl")]
+    if named:
+        _need_harness(named)  # before the model is read
+    questions = {task: read_questions(Path(task)) for task in tasks if task.endswith(".jsonl")}
+    model, tokenizer = from_pretrained(path, dtype=dtype).eval(), load_tokenizer(str(path))
+    out = {task: score_questions(model, tokenizer, asked[:limit], progress=progress) for task, asked in questions.items()}
+    return {**out, **(_harness(model, tokenizer, named, limit) if named else {})}
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The questions of a jsonl file. Raises FileNotFoundError, or ValueError naming the line that is no question."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {str(path)!r}; give a jsonl file of context, choices and answer, or a harness task")
+    questions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            question = Question.model_validate(json.loads(line))
+        except (ValidationError, json.JSONDecodeError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.msg
+            raise ValueError(
+                f'{path} line {number}: {reason}; write {{"context": text, "choices": [text, …], "answer": index}}'
+            ) from None
+        if question.answer >= len(question.choices):
+            raise ValueError(f"{path} line {number}: answer {question.answer} of {len(question.choices)} choices; count from 0")
+        questions.append(question)
+    if not questions:
+        raise ValueError(f"{path} holds no question; write one JSON object a line")
+    return questions
+
+
+def score_questions(
+    model: Model, tokenizer: Any, questions: Sequence[Question], progress: Progress | None = None
+) -> dict[str, Any]:
+    """Accuracy over the questions, with its standard error. Raises RuntimeError where a score is not finite."""
+    tick = progress("questions", len(questions)) if progress else lambda: None
+    right = right_norm = 0
+    for number, question in enumerate(questions):
+        scores = [score_choice(model, tokenizer, question.context, choice) for choice in question.choices]
+        if not all(map(math.isfinite, scores)):
+            raise RuntimeError(f"question {number} has a score that is not finite; evaluate in float32")
+        right += _best(scores) == question.answer
+        lengths = [max(1, len(choice)) for choice in question.choices]
+        right_norm += _best([s / n for s, n in zip(scores, lengths, strict=True)]) == question.answer
+        tick()
+    count = len(questions)
+    accuracy = right / count
+    stderr = math.sqrt(accuracy * (1 - accuracy) / max(1, count - 1))
+    return {"accuracy": accuracy, "accuracy_norm": right_norm / count, "stderr": stderr, "questions": count}
+
+
+def score_choice(model: Model, tokenizer: Any, context: str, choice: str) -> float:
+    """log p(choice | context) in nats. Raises ValueError for a choice that adds no token."""
+    ids, start = _joint_tokens(tokenizer, context, choice)
+    if start >= len(ids):
+        raise ValueError(f"choice {choice!r} adds no token to its context")
+    table = torch.tensor([ids])
+    logits = logits_of(model, table)[0, start - 1 : -1].float().cpu()
+    chosen = torch.tensor(ids[start:])
+    return float(functional.log_softmax(logits, dim=-1).gather(1, chosen[:, None]).sum(dtype=torch.float64))
+
+
+def _joint_tokens(tokenizer: Any, context: str, choice: str) -> tuple[list[int], int]:
+    """Tokens of context and choice together, and where the choice begins.
+
+    Spaces that end the context belong to the choice: most tokenizers join a space to the word after it.
+    """
+    stripped = context.rstrip()
+    choice, context = context[len(stripped) :] + choice, stripped
+    whole = list(tokenizer(context + choice)["input_ids"])
+    return whole, max(1, len(tokenizer(context)["input_ids"]))
+
+
+def _best(scores: Sequence[float]) -> int:
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def _need_harness(named: Sequence[str]) -> None:
+    try:
+        import lm_eval  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            f'{", ".join(named)}: tasks by name need lm-evaluation-harness; pip install "compress[tasks]", '
+            "or give a .jsonl file of context, choices and answer"
+        ) from None
+
+
+def _harness(model: Any, tokenizer: Any, named: Sequence[str], limit: int | None) -> dict[str, dict[str, Any]]:
+    import lm_eval  # type: ignore[import-not-found]
+    from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found]
+
+    try:
+        found = lm_eval.simple_evaluate(HFLM(pretrained=model, tokenizer=tokenizer), tasks=list(named), limit=limit)
+    except KeyError as error:
+        raise ValueError(f"lm-evaluation-harness: {error.args[0]}; `lm-eval ls tasks` lists its tasks") from None
+    return {task: dict(_harness_row(found, task)) for task in found["results"]}
+
+
+def _harness_row(found: Any, task: str) -> Iterator[tuple[str, Any]]:
+    names = {"acc,none": "accuracy", "acc_norm,none": "accuracy_norm", "acc_stderr,none": "stderr"}
+    yield from ((ours, found["results"][task][theirs]) for theirs, ours in names.items() if theirs in found["results"][task])
+    yield "questions", found["n-samples"].get(task, {}).get("effective")  # a group has none of its own

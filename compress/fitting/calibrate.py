@@ -1,0 +1,218 @@
+"""The first pass: calibration tokens stream through the layers, and every unit is fitted where its layer is resident.
+
+Where a method asks for gradients, the hidden states before each layer are kept in files and a backward sweep follows: the
+layers come last to first, each run again from its own inputs. So all statistics cost one forward, or one forward with one
+forward-and-backward.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from compress.checkpoint.files import read_json, write_json
+from compress.checkpoint.units import Artefact, read_unit, write_unit
+from compress.fitting.units import Unit, layers_of
+from compress.methods.base import Material, Need
+from compress.numerics.statistics import Moments, Statistic
+from compress.progress import Log, Progress, Tick
+from compress.stream.heap import release_freed
+from compress.stream.hidden import Boundaries, Hidden
+from compress.stream.model import StreamedModel
+from compress.stream.taps import Collector
+
+BATCH_TOKENS = 2048  # tokens per forward pass: enough to keep the matrix products busy, little enough to stay small
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Files of gradient moments that the first pass leaves for the second, by module and `layer.<index>`."""
+
+    folder: Path
+    material: str
+
+    def write(self, name: str, moments: Moments) -> None:
+        write_unit(self._file(name), Artefact(moments.tensors(), {}), self.material)
+
+    def read(self, name: str) -> Moments | None:
+        saved = read_unit(self._file(name), self.material)
+        return None if saved is None else Moments.from_tensors(saved.tensors)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.{self.material[:12]}.safetensors"
+
+
+@dataclass(frozen=True)
+class SearchLog(Log):
+    """Finished searches of a unit, one file per output: an interrupted fit goes on with the next output."""
+
+    folder: Path
+    module: str
+    tick: Tick
+
+    def read(self, key: str) -> Any:
+        return read_json(self.folder / f"{key}.json")
+
+    def write(self, key: str, found: Any) -> None:
+        write_json(self.folder / f"{key}.json", found)
+
+    def tell(self, text: str) -> None:
+        self.tick(f"{self.module}: {text}", 0)
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """Fits units into files under `work`; `material` stands for the model, the calibration tokens and the seed."""
+
+    model: StreamedModel
+    work: Path
+    material: str
+    seed: int
+    keep_gradients: bool  # leave the gradient moments for a second pass
+    _collected: dict[int, dict[str, Statistic]] = field(
+        default_factory=dict
+    )  # of units that span layers, until the last is seen
+
+    @property
+    def gradients(self) -> Gradients:
+        return Gradients(self.work / "gradient_moments", self.material)
+
+    def artefact(self, unit: Unit, only: Container[str] | None = None) -> Artefact | None:
+        """The unit's file (`only` some of its tensors), or None where it is missing, damaged or of something else."""
+        return read_unit(unit.file(self.work, self.material), unit.fingerprint(self.material), only)
+
+    def run(self, units: Sequence[Unit], tokens: Tensor, progress: Progress) -> None:
+        """Fit the units that have no valid file yet."""
+        todo = [unit for unit in units if not self._finished(unit)]
+        if not todo:
+            return
+        self._collected.clear()
+        kinds = {need.statistic for unit in todo for need in self._needs(unit).values()}
+        by_layer = {i: [unit for unit in todo if i in self._layers(unit)] for i in range(self.model.n_layers)}
+        if not kinds:
+            self._without_data(by_layer, progress("fit", len(todo)))
+        elif "gradient" in kinds:
+            self._both_ways(by_layer, tokens, len(todo), progress)
+        else:
+            self._forward(by_layer, tokens, len(todo), progress)
+
+    def _without_data(self, by_layer: Mapping[int, Sequence[Unit]], tick: Tick) -> None:
+        for index, units in by_layer.items():
+            ready = [unit for unit in units if unit.group.layer == index]
+            if ready:
+                with self.model.resident(index) as layer:
+                    self._fit(ready, {}, layer, tick)
+
+    def _forward(self, by_layer: Mapping[int, Sequence[Unit]], tokens: Tensor, units: int, progress: Progress) -> None:
+        hidden = self._embed(tokens)
+        last = max(index for index, found in by_layer.items() if found)
+        tick = progress("calibrate and fit", (last + 1) * len(hidden.states) + units)
+        for index in range(last + 1):
+            with self.model.resident(index) as layer:
+                collector = self._collector(by_layer[index], layer, index, hidden)
+                hidden.advance(layer, index, self.model.architecture.layer(index), collector, tick)
+                self._collect_and_fit(by_layer[index], collector, index, layer, tick)
+
+    def _both_ways(self, by_layer: Mapping[int, Sequence[Unit]], tokens: Tensor, units: int, progress: Progress) -> None:
+        hidden = self._embed(tokens)
+        layers = range(self.model.n_layers)
+        first = min(index for index, found in by_layer.items() if found)
+        tick = progress("calibrate and fit", (2 * len(layers) - first) * len(hidden.states) + units)
+        boundaries = Boundaries(self.work / "boundaries", hidden)
+        for index in layers:
+            boundaries.save(index)
+            with self.model.resident(index) as layer:
+                hidden.advance(layer, index, self.model.architecture.layer(index), tick=tick)
+        gradients = self.model.gradients_at_top(hidden, tokens)
+        for index in reversed(layers[first:]):
+            boundaries.load(index)
+            with self.model.resident(index) as layer:
+                if self.keep_gradients:
+                    self._keep_leaving(index, gradients)
+                collector = self._collector(by_layer[index], layer, index, hidden)
+                hidden.retreat(layer, index, gradients, collector, tick)
+                self._collect_and_fit(by_layer[index], collector, index, layer, tick)
+        boundaries.delete()
+
+    def _embed(self, tokens: Tensor) -> Hidden:
+        return self.model.embed(tokens, max(1, BATCH_TOKENS // tokens.shape[1]))
+
+    def _keep_leaving(self, index: int, gradients: Sequence[Tensor]) -> None:
+        """The moments of the gradient at a layer's output: the metric in which block refinement measures its error."""
+        leaving = Moments(gradients[0].shape[-1])
+        for gradient in gradients:
+            leaving.update(gradient.flatten(0, 1))
+        self.gradients.write(f"layer.{index}", leaving)
+
+    def _collector(self, units: Sequence[Unit], layer: nn.Module, index: int, hidden: Hidden) -> Collector:
+        prefix = self.model.architecture.layer(index) + "."
+        needs = [need for unit in units for need in self._needs(unit).values() if need.input_of.startswith(prefix)]
+        return Collector(needs, layer, prefix, hidden.tokens, self.model.architecture)
+
+    def _collect_and_fit(self, units: Sequence[Unit], collector: Collector, index: int, layer: nn.Module, tick: Tick) -> None:
+        """Take what this layer gave; fit the units that now have everything, the widest input first, and let go of each
+        statistic with its last reader: the others then do not pay for it.
+        """
+        collector.close()
+        release_freed()
+        prefix = self.model.architecture.layer(index) + "."
+        here = {id(u): [n for n in self._needs(u).values() if n.input_of.startswith(prefix)] for u in units}
+        waiting = sorted(units, key=lambda unit: -collector.size(here[id(unit)]))
+        while waiting:
+            unit = waiting.pop(0)
+            needs = self._needs(unit)
+            collected = self._collected.pop(id(unit), {})
+            collected |= {key: collector[need] for key, need in needs.items() if need.input_of.startswith(prefix)}
+            collector.keep(need for other in waiting for need in here[id(other)])
+            if len(collected) == len(needs):
+                self._fit([unit], collected, layer, tick)
+            else:
+                self._collected[id(unit)] = collected
+            del collected
+
+    def _fit(self, units: Sequence[Unit], statistics: Mapping[str, Statistic], layer: nn.Module, tick: Tick) -> None:
+        """Fit units of one resident layer and write their files; a unit over several layers also reads the others' weights."""
+        for unit in units:
+            weights: dict[str, Tensor] = {}
+            for index in self._layers(unit):
+                weights |= self.model.layer_weights(index)
+            if self.keep_gradients:
+                for key, value in statistics.items():
+                    if key.startswith("gradient:") and isinstance(value, Moments):
+                        self.gradients.write(key.removeprefix("gradient:"), value)
+            started = time.perf_counter()
+            log = SearchLog(self.work / "searches" / unit.group.name, unit.group.modules[-1], tick)
+            material = Material(unit.group, self.model.architecture, weights, statistics, layer, self.seed, log)
+            artefact = unit.method.fit(material)
+            seconds = time.perf_counter() - started
+            file = unit.file(self.work, self.material)
+            write_json(file.with_suffix(".json"), {"seconds": round(seconds, 3)})
+            write_unit(file, artefact, unit.fingerprint(self.material))
+            log.clear()
+            del artefact
+            release_freed()
+            tick()
+
+    def _needs(self, unit: Unit) -> dict[str, Need]:
+        return unit.method.needs(unit.group, self.model.architecture)
+
+    def _layers(self, unit: Unit) -> list[int]:
+        return layers_of(unit.group.modules, self.model.architecture) or [unit.group.layer]
+
+    def _finished(self, unit: Unit) -> bool:
+        """Whether the unit's file is there and valid, and with it what a second pass reads."""
+        if self.artefact(unit, only=()) is None:
+            return False
+        read = [need.input_of for need in self._needs(unit).values() if need.statistic == "gradient"]
+        if not self.keep_gradients or not read:
+            return True
+        return all(self.gradients.read(name) is not None for name in (*read, f"layer.{unit.group.layer}"))

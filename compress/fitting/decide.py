@@ -1,0 +1,61 @@
+"""What each finished unit becomes: ranks that share a budget, replacements, what stays dense."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container, Sequence
+
+import torch
+
+from compress.checkpoint.files import hash_json
+from compress.checkpoint.units import Artefact, Spilled
+from compress.fitting.assemble import storage_dtype, stored_tensors
+from compress.fitting.calibrate import FirstPass
+from compress.fitting.job import Job
+from compress.fitting.keep_dense import judge
+from compress.fitting.units import Unit, allocated
+from compress.methods.base import Method, Replacement
+
+
+def first_pass(job: Job, material: str) -> FirstPass:
+    return FirstPass(job.model, job.work, material, job.recipe.seed, job.second_pass)
+
+
+def decided(job: Job, units: Sequence[Unit], material: str) -> list[Method]:
+    """Each finished unit's method, with ranks that share a budget chosen together; reads spectra, not factors."""
+    return allocated(units, [artefact_of(job, unit, material, only=("spectrum",)) for unit in units])
+
+
+def artefact_of(job: Job, unit: Unit, material: str, only: Container[str] | None = None) -> Artefact:
+    """A finished unit's file, or `only` some of its tensors. Raises FileNotFoundError where it is missing or damaged."""
+    artefact = first_pass(job, material).artefact(unit, only)
+    if artefact is None:
+        raise FileNotFoundError(f"{unit.file(job.work, material)} is missing or damaged; run fit again")
+    return artefact
+
+
+def replace(job: Job, units: Sequence[Unit], material: str) -> list[Replacement]:
+    """What each finished unit becomes; with `keep_dense_if_slower`, nothing where it would be slower."""
+    return [
+        _replacement(job, unit, method, material) for unit, method in zip(units, decided(job, units, material), strict=True)
+    ]
+
+
+def _replacement(job: Job, unit: Unit, method: Method, material: str) -> Replacement:
+    made = method.replace(unit.group, artefact_of(job, unit, material), job.model.architecture)
+    if not job.recipe.keep_dense_if_slower:
+        return made
+    device = "cpu" if job.recipe.keep_dense_if_slower is True else job.recipe.keep_dense_if_slower
+    dtype = torch.float32 if device == "cpu" else storage_dtype(job.model)
+    return judge([made], job.work / "speed.json", device, dtype)[0]
+
+
+def replace_on_disk(job: Job, units: Sequence[Unit], material: str) -> list[Replacement]:
+    """As `replace`, one unit in memory at a time: the tensors wait in files, in the dtype they will be stored in."""
+    out = []
+    for unit, method in zip(units, decided(job, units, material), strict=True):
+        made = _replacement(job, unit, method, material)
+        decision = hash_json(method.model_dump(mode="json"))[:12]
+        file = job.work / "replaced" / f"{unit.file(job.work, material).stem}.{decision}.safetensors"
+        out.append(dataclasses.replace(made, tensors=Spilled(file, stored_tensors(job.model, made))))
+    return out

@@ -1,0 +1,100 @@
+"""The speed verdict: whether a factored linear is really faster than the dense one it replaces, timed on the target device."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.checkpoint.files import read_json, write_json
+from compress.loading.quantizer import build
+from compress.methods.base import Replacement
+from compress.plan import ModuleSpec
+
+TOKENS = {"decode": 1, "prefill": 256}
+ROUNDS = 30
+MARGIN = 1.03  # a factored linear within 3 % of dense counts as no slower
+
+
+class Verdicts:
+    """Ratios factored / dense by shape, kept in a file so that a resumed run decides as the first one did."""
+
+    def __init__(self, file: Path, device: str, dtype: torch.dtype) -> None:
+        self.file, self.device, self.dtype = file, device, dtype
+        self.known: dict[str, dict[str, float]] = read_json(file) or {}
+
+    def keep_dense(self, replacement: Replacement) -> Replacement:
+        """The replacement with its measured ratios in the report, or none at all where it is slower in decode or in prefill.
+
+        Only single linears are judged; groups that share a basis, MLPs and pruned channels pass as they are.
+        """
+        (spec, *others) = replacement.specs or (None,)
+        if spec is None or others or spec.kind not in ("low_rank_linear", "pivoted_linear"):
+            return replacement
+        ratios = self.ratios(spec)
+        row: dict[str, Any] = {**replacement.report[0], "time_ratio": ratios}
+        if max(ratios.values()) <= MARGIN:
+            return replace(replacement, report=(row,))
+        row |= {
+            "kind": "dense",
+            "rank": None,
+            "parameters": row["parameters_before"],
+            "relative_error": 0.0,
+            "note": "faster dense",
+        }
+        return Replacement((), {}, (), (row,))
+
+    def ratios(self, spec: ModuleSpec) -> dict[str, float]:
+        """{"decode", "prefill"}: median time over the dense linear's, interleaved, one and 256 tokens."""
+        shape = f"{spec.options['out_features']}x{spec.options['in_features']}"
+        key = f"{spec.kind} {shape} rank {spec.options['rank']} {self.device}"
+        if key not in self.known:
+            self.known[key] = {name: self._ratio(spec, tokens) for name, tokens in TOKENS.items()}
+            write_json(self.file, self.known)
+        return self.known[key]
+
+    @torch.no_grad()
+    def _ratio(self, spec: ModuleSpec, tokens: int) -> float:
+        options: dict[str, Any] = dict(spec.options)
+        dense = nn.Linear(options["in_features"], options["out_features"], bias=options["bias"])
+        modules = [build(spec), dense]
+        for module in modules:
+            for parameter in module.parameters():
+                parameter.normal_(std=0.02)
+            module.to(self.device, self.dtype)
+        x = torch.randn(1, tokens, options["in_features"], device=self.device, dtype=self.dtype)
+        times: list[list[float]] = [[], []]
+        for _ in range(ROUNDS):
+            for module, seen in zip(modules, times, strict=True):
+                seen.append(self._time(module, x))
+        factored, plain = (statistics.median(seen[ROUNDS // 5 :]) for seen in times)
+        return round(factored / plain, 3)
+
+    def _time(self, module: nn.Module, x: torch.Tensor) -> float:
+        repeats = 10
+        self._wait()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            module(x)
+        self._wait()
+        return (time.perf_counter() - start) / repeats
+
+    def _wait(self) -> None:
+        if self.device != "cpu":
+            getattr(torch, self.device.partition(":")[0]).synchronize()
+
+
+def judge(replacements: Sequence[Replacement], file: Path, device: str, dtype: torch.dtype) -> list[Replacement]:
+    """Every replacement that is no slower than dense on `device`. Raises ValueError for a device that is not there."""
+    kind = device.partition(":")[0]
+    there = [name for name in ("cuda", "mps") if getattr(torch, name).is_available()]
+    if kind != "cpu" and kind not in there:
+        raise ValueError(f"keep_dense_if_slower: device {device!r} is not here; there are {', '.join(['cpu', *there])}")
+    verdicts = Verdicts(file, device, dtype)
+    return [verdicts.keep_dense(replacement) for replacement in replacements]

@@ -1,0 +1,103 @@
+"""recipe → checkpoint. Read top to bottom: check, stream and fit unit by unit, decide and assemble, evaluate.
+
+Every unit is one file under `<output>/work/units`, written atomically: kill the process at any moment, run again, and it
+continues and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from compress import data
+from compress.checkpoint.files import hash_json, read_json, write_json
+from compress.fitting.assemble import load_variant, storage_dtype
+from compress.fitting.calibrate import BATCH_TOKENS
+from compress.fitting.channel_order import with_free_orders
+from compress.fitting.decide import decided, first_pass, replace, replace_on_disk
+from compress.fitting.finetune import finetune
+from compress.fitting.job import Job, material_of, prepare, tokens_of
+from compress.fitting.second_pass import Part, SecondPass
+from compress.fitting.write import assemble, finish
+from compress.methods.base import Replacement
+from compress.progress import Progress, silent
+from compress.recipe import Recipe
+
+
+def fit(recipe: Recipe, *, fresh: bool = False, progress: Progress = silent, work: Path | None = None) -> Path:
+    """Run a recipe and return the checkpoint folder. Finished units of an earlier, interrupted run are taken over unless
+    `fresh`.
+    """
+    job = prepare(recipe, work)
+    if fresh:
+        shutil.rmtree(job.work, ignore_errors=True)
+    tokens = tokens_of(job)
+    material = material_of(job, tokens)
+    first_pass(job, material).run(job.units, tokens, progress)
+    replacements = {
+        name: second_pass(job, tokens, material, progress)
+        if job.second_pass and name == "compressed"
+        else replace_on_disk(job, units, material)
+        for name, units in job.variants.items()
+    }
+    if recipe.finetune is not None:
+        tick = progress("finetune", recipe.finetune.steps)
+        replacements["compressed"] = finetune(
+            job.model, replacements["compressed"], tokens, recipe.finetune, recipe.seed, job.work / "finetuned", tick
+        )
+    replacements["compressed"] = with_free_orders(job.model, replacements["compressed"])
+    report = assemble(job, replacements["compressed"], material, data.token_hash(tokens), progress)
+    evaluation = evaluate(job, replacements, progress)
+    finish(job, replacements["compressed"], {**report, "evaluation": evaluation})
+    return recipe.output
+
+
+def second_pass(job: Job, tokens: Tensor, material: str, progress: Progress) -> list[Replacement]:
+    """Error propagation and block refinement, in the order of the units."""
+    units = job.variants["compressed"]
+    parts = [
+        Part(unit, method, replacement)
+        for unit, method, replacement in zip(units, decided(job, units, material), replace(job, units, material), strict=True)
+    ]
+    layers = [[part for part in parts if part.unit.group.layer == index] for index in range(job.model.n_layers)]
+    run = SecondPass(
+        job.model,
+        job.recipe.propagate_error,
+        job.recipe.refine,
+        storage_dtype(job.model),
+        job.recipe.seed,
+        job.work,
+        first_pass(job, material).gradients,
+    )
+    tick = progress("refine layers", len(layers))
+    batch = max(1, BATCH_TOKENS // tokens.shape[1])
+    return [replacement for layer in run.run(tokens, batch, layers, material, tick) for replacement in layer]
+
+
+def evaluate(job: Job, replacements: Mapping[str, Sequence[Replacement]], progress: Progress) -> dict[str, Any]:
+    """Perplexity of every variant on every text of the recipe, in float32, and how often its surrogates clamped."""
+    from compress.evaluating.clamping import measured as measure
+
+    evaluation = job.recipe.evaluation
+    if not evaluation.texts:
+        return {}
+    tokenizer = data.load_tokenizer(job.model.shards.folder)
+    texts = {name: data.evaluation_tokens(evaluation.source(name), tokenizer) for name in evaluation.texts}
+    tick = progress("evaluate", len(texts) * (1 + len(replacements)))
+    out: dict[str, Any] = {}
+    # The original's numbers are kept beside the units: the points of a sweep measure it once.
+    keys = {name: hash_json([job.model.shards.fingerprint(), data.token_hash(tokens)]) for name, tokens in texts.items()}
+    known = read_json(job.work / "baseline.json") or {}
+    for variant, parts in {"baseline": [], **replacements}.items():
+        measured = {n: known[key] for n, key in keys.items() if key in known} if variant == "baseline" else {}
+        model = load_variant(job.model, parts) if len(measured) < len(texts) else None
+        out[variant] = {}
+        for name, tokens in texts.items():
+            out[variant][name] = measured[name] if name in measured or model is None else measure(model, tokens)
+            tick()
+    write_json(job.work / "baseline.json", {**known, **{keys[name]: value for name, value in out["baseline"].items()}})
+    return out

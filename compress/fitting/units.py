@@ -1,0 +1,111 @@
+"""A recipe's units of work: which modules each step replaces, one file per unit, and what makes a finished file still valid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.architecture import Architecture
+from compress.checkpoint.files import hash_json
+from compress.checkpoint.units import Artefact
+from compress.methods.base import Group, Method
+from compress.methods.linear._low_rank import LowRankMethod
+from compress.methods.linear._rank_rule import RankRule
+from compress.numerics.rank import allocate
+from compress.recipe import Recipe, Step, target_layers, target_modules
+
+UNIT_FORMAT = 1  # raise when the content of unit files changes meaning
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One group and the method that fits it."""
+
+    step: Step
+    group: Group
+
+    @property
+    def method(self) -> Method:
+        return self.step.options
+
+    def fingerprint(self, material: str) -> str:
+        """Hash of everything the artefact depends on; `material` stands for the model, the calibration tokens and the seed."""
+        options = self.method.model_dump(mode="json", exclude=set(self.method.decided_late))
+        return hash_json([UNIT_FORMAT, material, self.step.method, options, self.group.layer, self.group.modules])
+
+    def file(self, work: Path, material: str) -> Path:
+        """The unit file; its name carries the fingerprint, so that other options never overwrite a finished fit."""
+        return work / "units" / f"{self.group.name}.{self.fingerprint(material)[:12]}.safetensors"
+
+
+def units_of(recipe: Recipe, architecture: Architecture, n_layers: int) -> list[Unit]:
+    """All units in layer order. Raises ValueError where targets match nothing or two steps replace the same module."""
+    units = [unit for index, step in enumerate(recipe.steps) for unit in _units_of_step(index, step, architecture, n_layers)]
+    _refuse_overlaps(units, architecture)
+    return sorted(units, key=lambda u: (u.group.layer, u.group.step))
+
+
+def _units_of_step(index: int, step: Step, architecture: Architecture, n_layers: int) -> list[Unit]:
+    if step.options.replaces == "mlp":
+        if step.targets.modules is not None or step.targets.roles != "all":
+            raise ValueError(f"steps.{index}: {step.method} replaces whole MLPs; give layers, not roles or globs")
+        layers = target_layers(step.targets, n_layers)
+        if not layers:
+            raise ValueError(f"steps.{index}: layers is empty; the model has layers 0 to {n_layers - 1}")
+        chains = {i: tuple(f"{architecture.layer(i)}.{name}" for name in architecture.mlp) for i in layers}
+        return [Unit(step, Group(f"{step.method}.{chain[-1]}", index, i, chain)) for i, chain in chains.items()]
+    if step.options.replaces == "attention":
+        if step.targets.modules is not None or step.targets.roles != "all":
+            raise ValueError(f"steps.{index}: {step.method} replaces whole attentions; give layers, not roles or globs")
+        found = {i: f"{architecture.layer(i)}.{architecture.attention}" for i in target_layers(step.targets, n_layers)}
+        return [Unit(step, Group(f"{step.method}.{name}", index, i, (name,))) for i, name in found.items()]
+    names = target_modules(step.targets, architecture, n_layers)
+    sets = step.options.groups(names, architecture) if isinstance(step.options, LowRankMethod) else [(name,) for name in names]
+    return [
+        Unit(step, Group(f"{step.method}.{members[0]}", index, layers_of(members, architecture)[-1], members))
+        for members in sets
+    ]
+
+
+def layers_of(modules: Sequence[str], architecture: Architecture) -> list[int]:
+    """The layers some linears are in, ascending."""
+    return sorted({place[0] for module in modules if (place := architecture.locate(module)) is not None})
+
+
+def _refuse_overlaps(units: Sequence[Unit], architecture: Architecture) -> None:
+    owner: dict[str, int] = {}
+    for unit in units:
+        touched = list(unit.group.modules)
+        if unit.method.replaces == "mlp":
+            touched += [architecture.module(unit.group.layer, role) for role in architecture.mlp_roles]
+        elif unit.method.replaces == "attention":
+            touched += [architecture.module(unit.group.layer, role) for role in architecture.attention_roles]
+        for module in dict.fromkeys(touched):
+            if owner.setdefault(module, unit.group.step) != unit.group.step:
+                raise ValueError(
+                    f"steps.{owner[module]} and steps.{unit.group.step} both replace {module}; "
+                    "narrow the targets so that each module has one step"
+                )
+
+
+def allocated(units: Sequence[Unit], artefacts: Sequence[Artefact]) -> list[Method]:
+    """Each unit's method, with its rank decided where a step's ranks share one budget."""
+    methods = [unit.method for unit in units]
+    joint = [i for i, m in enumerate(methods) if isinstance(m, LowRankMethod) and m.rank.joint]
+    for step in {units[i].group.step for i in joint}:
+        members = [i for i in joint if units[i].group.step == step]
+        first = methods[members[0]]
+        assert isinstance(first, LowRankMethod)
+        spectra = {units[i].group.name: artefacts[i].tensors["spectrum"] for i in members}
+        shapes = {units[i].group.name: tuple(artefacts[i].metadata["shape"]) for i in members}
+        ranks = allocate(spectra, shapes, first.form, first.rank.budget or 1.0)
+        for i in members:
+            rule = RankRule.model_validate({"ranks": dict.fromkeys(units[i].group.modules, ranks[units[i].group.name])})
+            methods[i] = methods[i].model_copy(update={"rank": rule})
+    others = [i for i, m in enumerate(methods) if not isinstance(m, LowRankMethod)]
+    for step in {units[i].group.step for i in others}:
+        members = [i for i in others if units[i].group.step == step]
+        for i, method in zip(members, methods[members[0]].decide([artefacts[i] for i in members]), strict=True):
+            methods[i] = method
+    return methods

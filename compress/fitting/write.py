@@ -1,0 +1,73 @@
+"""The checkpoint: weights, plan, report, model card, code for elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from compress.checkpoint.files import read_json, write_json, write_text
+from compress.checkpoint.writer import copy_tokenizer, write_shards
+from compress.fitting.assemble import kept_names, plan_of, storage_dtype, tensors_of
+from compress.fitting.job import Job
+from compress.methods.base import Replacement
+from compress.progress import Progress
+
+
+def assemble(
+    job: Job, replacements: Sequence[Replacement], material: str, token_hash: str, progress: Progress
+) -> dict[str, Any]:
+    """Write the weights; return the report's part that describes them."""
+    model, output = job.model, job.recipe.output
+    tick = progress("write checkpoint", 1)
+    element = torch.empty(0, dtype=storage_dtype(model)).element_size()
+    ours = sum(
+        t.numel() * (element if t.dtype == torch.float64 else t.element_size())
+        for r in replacements
+        for t in r.tensors.values()
+    )
+    kept = kept_names(model, replacements)
+    total = ours + sum(model.shards.bytes(name) for name in kept)
+    (output / "config.json").unlink(
+        missing_ok=True
+    )  # a folder without config.json is not a checkpoint: nothing half-written loads
+    files = write_shards(output, tensors_of(model, replacements), total)
+    tick()
+    before = sum(torch.Size(s).numel() for s in model.shards.shapes.values())
+    after = sum(torch.Size(model.shards.shapes[n]).numel() for n in kept) + sum(
+        t.numel() for r in replacements for t in r.tensors.values()
+    )
+    rows = []
+    for unit, replacement in zip(job.variants["compressed"], replacements, strict=True):
+        timing = read_json(unit.file(job.work, material).with_suffix(".json")) or {}
+        rows += [{"layer": unit.group.layer, "method": unit.step.method, **row, **timing} for row in replacement.report]
+    targeted = [(row["parameters_before"], row["parameters"]) for row in rows if "parameters_before" in row]
+    return {
+        "format": 1,
+        "calibration": {"tokens_sha256": token_hash},
+        "parameters": {
+            "baseline": before,
+            "compressed": after,
+            "targeted_baseline": sum(b for b, _ in targeted),
+            "targeted_compressed": sum(a for _, a in targeted),
+        },
+        "modules": rows,
+        "files": files,
+    }
+
+
+def finish(job: Job, replacements: Sequence[Replacement], report: Mapping[str, Any]) -> None:
+    """Everything beside the weights; config.json, which makes the folder a checkpoint, last."""
+    from compress.fitting.model_card import model_card
+    from compress.loading.remote_code import write_remote_code
+
+    output, source = job.recipe.output, job.model.shards.folder
+    copy_tokenizer(source, output)
+    write_text(output / "recipe.yaml", job.recipe.to_yaml())
+    write_json(output / "report.json", report)
+    write_text(output / "README.md", model_card(job.recipe, report))
+    config = read_json(source / "config.json") or {}
+    config["quantization_config"] = {"quant_method": "compress", **plan_of(replacements).to_json()}
+    write_json(output / "config.json", config)
+    write_remote_code(output)

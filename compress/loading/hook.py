@@ -1,0 +1,67 @@
+"""Registers the "compress" quantizer as soon as transformers is imported, without importing it (or torch) itself.
+
+torch calls `install` at the end of `import torch` (entry point group `torch.backends`), and `import compress` calls it too.
+It must be fast, use only the standard library, and never raise: a broken hook would break every program that imports torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+# The second is for programs whose very first import is the first one: torch, and with it `install`, comes in its middle.
+_TRIGGERS = ("transformers.quantizers.auto", "transformers.modeling_utils")
+
+
+def _register() -> None:
+    """Does nothing in the middle of the import of transformers' tables: the next trigger comes after it."""
+    if hasattr(sys.modules.get(_TRIGGERS[0]), "register_quantizer"):
+        import_module("compress.loading.quantizer")  # registers at its end
+
+
+class _RegisteringLoader(Loader):
+    """Runs the module as its own loader does, then registers."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        try:
+            _register()
+        except Exception as error:  # a program that never loads our checkpoints must not notice us
+            _complain(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if fullname not in _TRIGGERS:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegisteringLoader(spec.loader)
+        return spec
+
+
+def install() -> None:
+    """Place the finder once; register at once where transformers is already there."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+    try:
+        _register()
+    except Exception as error:
+        _complain(error)
+
+
+def _complain(error: Exception) -> None:
+    print(f"compress: could not register with transformers ({type(error).__name__}: {error})", file=sys.stderr)

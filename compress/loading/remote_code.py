@@ -1,0 +1,204 @@
+"""`modeling_compress.py`: lets a compressed checkpoint load with `trust_remote_code=True` where compress is not installed.
+
+The file holds the source of the module classes the checkpoint uses and a quantizer that swaps them in. Where compress is
+installed its own quantizer is there already, and of the file only a subclass of the stock model is used.
+"""
+
+from __future__ import annotations
+
+import json
+import pprint
+from pathlib import Path
+from typing import Any
+
+from compress import __version__
+from compress.checkpoint.files import write_json, write_text
+from compress.plan import Plan
+from compress.source.inline import import_block, inline
+
+FILE = "modeling_compress.py"
+CLASS, BASE_CLASS = "CompressedForCausalLM", "CompressedModel"
+
+_IMPORTS = (
+    "from typing import Any",
+    "from torch import nn",
+    "from transformers import {stock}, {stock_base}",
+    "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer",
+    "from transformers.quantizers.base import HfQuantizer",
+    "from transformers.utils.quantization_config import QuantizationConfigMixin",
+)
+
+# The quantizer is registered once per process, but every checkpoint brings its own model class: checkpoints of different
+# kinds, or with different expressions in the same layer, load side by side because the tables are read by the class.
+_TEMPLATE = '''\
+"""Loads this compressed checkpoint where compress is not installed: `from_pretrained(folder, trust_remote_code=True)`.
+
+Written by compress {version}. config.json says under `quantization_config` which module is replaced by which kind; the first
+classes below are those kinds, as they are in compress.nn.
+"""
+
+from __future__ import annotations
+
+{imports}
+
+
+{classes}
+
+
+KINDS: dict[str, type[nn.Module]] = {{
+{kinds}
+}}
+{tables}
+
+class CompressConfig(QuantizationConfigMixin):
+    """`quantization_config`: which module is replaced, by which kind, with which options."""
+
+    def __init__(self, modules: list[dict[str, Any]] | None = None, format_version: int = 1, **_: Any) -> None:
+        self.quant_method = "compress"
+        self.format_version = format_version
+        self.modules = modules or []
+
+
+class CompressQuantizer(HfQuantizer):
+    """Has the model replace its modules before the weights are read; the loader then fills them like any others."""
+
+    requires_calibration = True
+    is_qat_trainable = True
+    is_compileable = True
+
+    def is_serializable(self, *_: Any, **__: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+        if not hasattr(model, "replace_modules"):
+            raise ValueError("this checkpoint is compressed: load it with trust_remote_code=True, or install compress")
+        model.replace_modules(self.quantization_config)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        model.is_quantized = False  # nothing is quantized: .half(), .float() and Trainer work as on any model
+        return model
+
+
+if "compress" not in AUTO_QUANTIZER_MAPPING:  # compress itself, or the file of another checkpoint
+    register_quantization_config("compress")(CompressConfig)
+    register_quantizer("compress")(CompressQuantizer)
+
+
+def replace_modules(model: nn.Module, config: CompressConfig) -> None:
+    """Raises ValueError for a plan this file was not written for."""
+    if config.format_version != {format_version}:
+        raise ValueError(f"this file reads format_version {format_version}, not {{config.format_version}}: write it again")
+    prefix = model.base_model_prefix + "."
+    headless = not hasattr(model, model.base_model_prefix)  # AutoModel without a head: names lose the prefix
+
+    def find(name: str) -> nn.Module:
+        return model.get_submodule(name.removeprefix(prefix) if headless else name)
+
+    for spec in config.modules:
+        if spec["kind"] not in KINDS:
+            raise ValueError(f"this file has {{', '.join(KINDS)}}, not {{spec['kind']!r}}: write it again")
+        parent, _, child = spec["module"].rpartition(".")
+        options = dict(spec["options"])
+{extras}        find(parent).register_module(child, KINDS[spec["kind"]](**options).train(model.training))
+{link}
+
+class {name}({stock}):
+    """{stock} with the replacements of this checkpoint."""
+
+    def replace_modules(self, config: CompressConfig) -> None:
+        replace_modules(self, config)
+
+
+class {base_name}({stock_base}):
+    """{stock_base} with the replacements of this checkpoint."""
+
+    def replace_modules(self, config: CompressConfig) -> None:
+        replace_modules(self, config)
+'''
+
+_PROGRAM = """\
+        if options.pop("expressions", None) is not None:
+            options["program"] = PROGRAMS[spec["module"]]
+"""
+_ORIGINAL = """\
+        if spec["kind"] in WRAPPERS:
+            options["original"] = find(spec["module"])
+"""
+_LINK = """\
+    for spec in config.modules:  # once all are in place: an owner may come after what reads its basis
+        if spec["options"].get("owner") is not None:
+            find(spec["module"]).link(find(spec["options"]["owner"]))
+"""
+
+
+def write_remote_code(folder: Path) -> None:
+    """Write `modeling_compress.py` into a compressed checkpoint and name it in config.json's `auto_map`; model_type stays.
+
+    Raises FileNotFoundError for a folder without config.json, ValueError for one that has no plan.
+    """
+    if not (path := folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json; give a checkpoint folder written by `compress fit`")
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    quantization: dict[str, Any] = config.get("quantization_config") or {}
+    if quantization.get("quant_method") != "compress":
+        raise ValueError(f"{path} has no quantization_config of compress; a plain model needs no remote code")
+    plan = Plan.model_validate({key: quantization[key] for key in ("format_version", "modules") if key in quantization})
+    # The code goes first: a config that names a missing file would stop every load.
+    write_text(folder / FILE, remote_code(plan, str(config["model_type"])))
+    ours = {"AutoModelForCausalLM": f"{Path(FILE).stem}.{CLASS}", "AutoModel": f"{Path(FILE).stem}.{BASE_CLASS}"}
+    config["auto_map"] = dict(config.get("auto_map") or {}) | ours
+    write_json(path, config)
+
+
+def remote_code(plan: Plan, model_type: str) -> str:
+    """Text of `modeling_compress.py` for a plan on a stock model.
+
+    Raises ValueError for an unknown kind, and where transformers has no causal language model of this type.
+    """
+    from compress.loading.quantizer import checked_options
+    from compress.nn import KINDS, WRAPPERS
+
+    stock, stock_base = _stock_classes(model_type)
+    options = {spec.module: checked_options(spec) for spec in plan.modules}
+    kinds = sorted({spec.kind for spec in plan.modules})
+    inlined = inline(KINDS[kind] for kind in kinds)
+    programs = {module: given["program"] for module, given in options.items() if "program" in given}
+    wrappers = [kind for kind in kinds if kind in WRAPPERS]
+    return _TEMPLATE.format(
+        version=__version__,
+        imports=import_block([*inlined.imports, *(line.format(stock=stock, stock_base=stock_base) for line in _IMPORTS)]),
+        classes=inlined.text,
+        kinds="\n".join(f'    "{kind}": {KINDS[kind].__name__},' for kind in kinds),
+        tables=_tables(programs, wrappers),
+        name=CLASS,
+        stock=stock,
+        base_name=BASE_CLASS,
+        stock_base=stock_base,
+        format_version=plan.format_version,
+        extras=_PROGRAM * bool(programs) + _ORIGINAL * bool(wrappers),
+        link=_LINK * any(spec.options.get("owner") is not None for spec in plan.modules),
+    )
+
+
+def _stock_classes(model_type: str) -> tuple[str, str]:
+    """transformers' class with the output projection, and the one without."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type), MODEL_MAPPING_NAMES.get(model_type)
+    if not isinstance(names[0], str) or not isinstance(names[1], str):
+        raise ValueError(f"transformers has no causal language model of model_type {model_type!r}; compress targets those only")
+    return names[0], names[1]
+
+
+def _tables(programs: dict[str, dict[str, Any]], wrappers: list[str]) -> str:
+    text = f"WRAPPERS = {wrappers}  # kinds that keep the module they replace\n" if wrappers else ""
+    if programs:
+        table = pprint.pformat(programs, width=120, compact=True, sort_dicts=False)
+        text += (
+            f"\n# Expressions, compiled: each instruction is a torch function and the registers it reads.\nPROGRAMS = {table}\n"
+        )
+    return text

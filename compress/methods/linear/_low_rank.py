@@ -1,0 +1,222 @@
+"""What the low-rank linear methods share: the artefact is the decomposition at every rank that could ship.
+
+A group is one matrix, or several that read the same basis: their weights are stacked and decomposed as one.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from compress.architecture import Architecture
+from compress.checkpoint.units import Artefact
+from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
+from compress.methods.linear._rank_rule import RankRule
+from compress.numerics.linalg import Decomposition, factorize, pivoted
+from compress.numerics.rank import Form, break_even, parameters
+from compress.numerics.statistics import Moments
+from compress.plan import ModuleSpec
+
+FEW_TOKENS_DAMPING = 1e-2  # of the mean input power
+GRADIENT_DAMPING = 1e-2  # of the mean gradient power: directions the calibration loss never felt keep some weight
+
+
+class LowRankMethod(Method):
+    """Options that every low-rank method has."""
+
+    replaces = "linear"
+    decided_late = frozenset({"rank"})
+
+    rank: RankRule = Field(
+        description="rank rule: an integer, {keep: f}, {budget: f}, {explained_variance: f} or {table: file.json}"
+    )
+    form: Form = Field(
+        "plain", description="plain: r·(d_out+d_in) numbers; pivoted: r·(d_out+d_in−r), exact, no break-even rank"
+    )
+    importance: Literal["none", "fisher"] = Field(
+        "none", description="fisher: weight output errors by the second moment of the loss gradient (one backward pass)"
+    )
+
+    def groups(self, modules: Sequence[str], architecture: Architecture) -> list[tuple[str, ...]]:
+        """The targeted modules in the sets that are decomposed together; by default each alone."""
+        return [(module,) for module in modules]
+
+    def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
+        needs = {f"input:{module}": Need(module) for module in group.modules}
+        if self.importance == "fisher":
+            needs |= {f"gradient:{module}": Need(module, statistic="gradient") for module in group.modules}
+        return needs
+
+    def target(self, weight: Tensor) -> Tensor:
+        """What is decomposed, of W (d_out, d_in)."""
+        return weight
+
+    def input_metric(self, material: Material) -> Tensor | None:
+        """C of `factorize`, (d_in, d_in), or None for the identity."""
+        raise NotImplementedError
+
+    def mean_input(self, material: Material) -> Tensor | None:
+        """The input mean (d_in,) whose image the bias restores exactly; None for the uncentred methods."""
+        return None
+
+    def output_metric(self, material: Material) -> Tensor | None:
+        """G of `factorize`, (d_out, d_out), damped, block diagonal over the group's modules; None for the identity."""
+        if self.importance == "none":
+            return None
+        blocks = [cast(Moments, material.statistics[f"gradient:{module}"]).second_moment for module in material.group.modules]
+        metric = torch.block_diag(*blocks)
+        metric.diagonal().add_(GRADIENT_DAMPING * float(metric.diagonal().mean()))
+        return metric
+
+    def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
+        each = [_oriented(shapes[f"{module}.weight"], architecture) for module in group.modules]
+        d_out, d_in = sum(rows for rows, _ in each), each[0][1]
+        name = group.modules[0] + (f" + {len(each) - 1}" if len(each) > 1 else "")
+        rank = self.rank.known_before_fit(group.modules[0], d_out, d_in, self.form)
+        after = None if rank is None else parameters(rank, d_out, d_in, self.form)
+        listed = self.rank.table is not None or self.rank.ranks is not None
+        note = f"rank {rank}" if rank is not None else "dense" if listed else "rank from the spectra"
+        after = d_out * d_in if rank is None and listed else after
+        return [Preview(name, (d_out, d_in), d_out * d_in, after, note)]
+
+    def fit(self, material: Material) -> Artefact:
+        each = [material.linear(module) for module in material.group.modules]
+        weight = torch.cat([w for w, _ in each]) if len(each) > 1 else each[0][0]
+        d_out, d_in = weight.shape
+        metric = self.input_metric(material)
+        damping, note = (0.0, {}) if metric is None else _damping(material, d_in)
+        result = factorize(self.target(weight), metric, self.output_metric(material), damping)
+        most = result.max_rank if self.form == "pivoted" else min(result.max_rank, math.floor(break_even(d_out, d_in)))
+        left, right = result.truncate(most)
+        tensors = {"left": left.float().contiguous(), "right": right.float().contiguous(), "spectrum": result.spectrum}
+        mean = self.mean_input(material)
+        biased = [b is not None for _, b in each]
+        if mean is not None or any(biased):
+            tensors["output_mean"] = torch.cat([torch.zeros(len(w), dtype=torch.float64) if b is None else b for w, b in each])
+        if mean is not None:
+            tensors["output_mean"] += weight @ mean
+            tensors["latent_mean"] = right @ mean
+            biased = [True] * len(each)
+        return Artefact(tensors, {"shape": [d_out, d_in], "rows": [len(w) for w, _ in each], "biased": biased, **note})
+
+    def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
+        d_out, d_in = artefact.metadata["shape"]
+        spectrum = artefact.tensors["spectrum"]
+        rank = self.rank.choose(group.modules[0], d_out, d_in, self.form, spectrum)
+        row = {"module": " + ".join(group.modules), "parameters_before": d_out * d_in}
+        if rank is None:
+            return Replacement(
+                (), {}, (), ({**row, "kind": "dense", "rank": None, "parameters": d_out * d_in, "relative_error": 0.0},)
+            )
+        left, right = (artefact.tensors[k].to(torch.float64) for k in ("left", "right"))
+        factors, note = _factors(left[:, :rank], right[:rank], self.form)
+        bias = artefact.tensors.get("output_mean")
+        if bias is not None and (latent := artefact.tensors.get("latent_mean")) is not None:
+            bias = bias - left[:, :rank] @ latent[:rank]
+        specs, tensors = members(group.modules, artefact.metadata, factors, bias)
+        row |= {
+            "kind": specs[0].kind,
+            "rank": rank,
+            "parameters": parameters(rank, d_out, d_in, "pivoted" if factors.order is not None else "plain"),
+            "relative_error": Decomposition(left, right, spectrum).relative_error(rank),
+            **note,
+            **{key: artefact.metadata[key] for key in ("note",) if key in artefact.metadata},
+        }
+        return Replacement(tuple(specs), tensors, group.modules, (row,))
+
+
+def _damping(material: Material, d_in: int) -> tuple[float, dict[str, str]]:
+    """What is added to the input metric, and a note for the report, where fewer tokens than inputs made it."""
+    if (count := merged_inputs(material).count) >= d_in:
+        return 0.0, {}
+    note = f"{count} calibration tokens for {d_in} inputs: the covariance is singular and was damped; calibrate on more"
+    warnings.warn(note, stacklevel=2)  # without the module's name: said once for each size; the report names the modules
+    return FEW_TOKENS_DAMPING, {"note": note}
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A product in storage form: plain weight (d_out, r), or pivoted weight (d_out − r, r) with `order`; see PivotedLinear."""
+
+    weight: Tensor
+    basis: Tensor
+    order: Tensor | None
+
+
+def members(
+    modules: Sequence[str], metadata: Mapping[str, Any], factors: Factors, bias: Tensor | None
+) -> tuple[list[ModuleSpec], dict[str, Tensor]]:
+    """Specs and tensors of the modules whose stacked weight `factors` is; several share the basis that the first one stores."""
+    rank, d_in = factors.basis.shape
+    specs, tensors = [], {}
+    start = 0
+    for position, (module, rows, biased) in enumerate(zip(modules, metadata["rows"], metadata["biased"], strict=True)):
+        part = slice(start, start + rows)
+        start += rows
+        own: dict[str, Tensor] = {"weight": factors.weight[part]} if factors.order is None else _own_rows(factors, part)
+        options: dict[str, Any] = {"in_features": d_in, "out_features": rows, "rank": rank, "bias": biased and bias is not None}
+        if options["bias"] and bias is not None:
+            own["bias"] = bias[part]
+        if position == 0:
+            own["basis"] = factors.basis
+        kind = "low_rank_linear" if factors.order is None else "pivoted_linear"
+        if len(modules) > 1:
+            kind = "shared_linear"
+            options |= {"stored_rows": len(own["weight"]), "owner": None if position == 0 else modules[0]}
+        specs.append(ModuleSpec(module=module, kind=kind, options=options))
+        tensors |= {f"{module}.{name}": value for name, value in own.items()}
+    return specs, tensors
+
+
+def _own_rows(factors: Factors, part: slice) -> dict[str, Tensor]:
+    """One module's share of a pivoted stack: the coefficients of its rows that are no pivots, and its order over [pivots;
+    those].
+    """
+    assert factors.order is not None
+    rank = factors.basis.shape[0]
+    order = factors.order[part]
+    stored = order[order >= rank]  # rows of the stack's weight this module reads, as rank + index
+    place = {int(index): rank + i for i, index in enumerate(stored)}
+    local = torch.tensor([int(i) if int(i) < rank else place[int(i)] for i in order], dtype=torch.int32)
+    weight = factors.weight[stored - rank]
+    return {"weight": weight} if len(stored) == len(order) else {"weight": weight, "order": local}
+
+
+def _factors(left: Tensor, right: Tensor, form: Form) -> tuple[Factors, dict[str, object]]:
+    """One product in the wanted form, or in plain form where the pivots are ill-conditioned; and a note for the report."""
+    if form == "pivoted":
+        pivots = pivoted(left, right)
+        if pivots is not None:
+            return Factors(pivots.weight, pivots.basis, pivots.order), {"growth": pivots.growth}
+    # Balanced scales: both factors get the root of each component's size, which 16-bit storage rounds best.
+    scale = (right.norm(dim=1) / left.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
+    note: dict[str, object] = {"note": "pivots ill-conditioned: plain form"} if form == "pivoted" else {}
+    return Factors(left * scale, right / scale[:, None], None), note
+
+
+def merged_inputs(material: Material) -> Moments:
+    """The input moments of the group: one accumulator where its modules read the same activation, else all layers' together."""
+    distinct: list[Moments] = []
+    for module in material.group.modules:
+        moments = cast(Moments, material.statistics[f"input:{module}"])
+        if all(moments is not other for other in distinct):
+            distinct.append(moments)
+    if len(distinct) == 1:
+        return distinct[0]
+    total = Moments(distinct[0].mean.shape[0])
+    for moments in distinct:
+        total.merge(moments)
+    return total
+
+
+def _oriented(shape: tuple[int, ...], architecture: Architecture) -> tuple[int, int]:
+    """(d_out, d_in) of a stored weight."""
+    first, second = shape
+    return (second, first) if architecture.conv1d else (first, second)

@@ -1,0 +1,85 @@
+"""What methods that replace an MLP have in common: its sizes, its place, the moments they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from compress.architecture import Architecture
+from compress.methods.base import Group, Material, Need, Replacement
+from compress.methods.linear._low_rank import GRADIENT_DAMPING
+from compress.numerics.reduced_rank import Fit
+from compress.numerics.statistics import Moments
+from compress.plan import ModuleSpec
+
+
+def mlp_parameters(group: Group, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Parameters of the modules of an MLP group, biases included."""
+    inside = [s for name, s in shapes.items() if any(name.startswith(m + ".") for m in group.modules)]
+    return sum(int(torch.Size(s).numel()) for s in inside)
+
+
+def parameters_before(material: Material) -> int:
+    """The same of an MLP that is about to be replaced, from its weights."""
+    prefixes = tuple(f"{module}." for module in material.group.modules)
+    return sum(t.numel() for name, t in material.weights.items() if name.startswith(prefixes))
+
+
+def affine_needs(group: Group, importance: str) -> dict[str, Need]:
+    """The joint moments of an MLP's input and output, and those of the loss gradient at its output."""
+    first, last = group.modules[0], group.modules[-1]
+    gradient = {"gradient": Need(last, statistic="gradient")} if importance == "fisher" else {}
+    return {"moments": Need(first, last), **gradient}
+
+
+def output_metric(material: Material) -> Tensor:
+    """Damped second moment of the loss gradient at the MLP's output (d_model, d_model); the identity where it was not asked."""
+    moments = material.statistics.get("gradient")
+    if moments is None:
+        width = cast(Moments, material.statistics["moments"]).mean.shape[0] // 2
+        return torch.eye(width, dtype=torch.float64)
+    metric = cast(Moments, moments).second_moment
+    floor = GRADIENT_DAMPING * float(metric.diagonal().mean()) or 1.0  # 1: the loss felt nothing of this MLP
+    return metric + floor * torch.eye(len(metric), dtype=torch.float64)
+
+
+def affine_replacement(group: Group, fit: Fit, row: Mapping[str, Any], architecture: Architecture) -> Replacement:
+    """The Plan's part for y = left @ right @ x + bias; the mean MLP at rank 0."""
+    module, outer = group.modules[-1], architecture.mlp_outer
+    width, rank = fit.left.shape
+    options: dict[str, Any] = {"outer": outer, "d_model": width}
+    tensors = {f"{outer}.bias": fit.bias}
+    if rank:
+        # Balanced scales, which 16-bit storage rounds best.
+        scale = (fit.right.norm(dim=1) / fit.left.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
+        tensors |= {f"{outer}.weight": fit.left * scale, "basis": fit.right / scale[:, None]}
+        options["rank"] = rank
+    else:
+        tensors[f"{outer}.weight"] = torch.empty(0, dtype=torch.float64)
+    kind = "affine_mlp" if rank else "mean_mlp"
+    specs = mlp_chain(group, ModuleSpec(module=module, kind=kind, options=options))
+    named = {f"{module}.{name}": tensor for name, tensor in tensors.items()}
+    numbers = sum(t.numel() for t in tensors.values())
+    report = {"module": module, "kind": kind, "rank": rank, "parameters": numbers, "multiply_adds": 2 * rank * width, **row}
+    return Replacement(specs, {**chain_tensors(group), **named}, group.modules, (report,))
+
+
+def d_model(group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> int:
+    return shapes[f"{architecture.module(group.layer, 'down')}.weight"][1 if architecture.conv1d else 0]
+
+
+def mlp_chain(group: Group, spec: ModuleSpec) -> tuple[ModuleSpec, ...]:
+    """`spec` for the MLP of a layer; where the layer runs its MLP inline, the inner modules pass through to the last one."""
+    *inner, last = group.modules
+    through = [
+        ModuleSpec(module=name, kind="pass_through", options={"occupied": position == 0}) for position, name in enumerate(inner)
+    ]
+    return (*through, spec.model_copy(update={"module": last}))
+
+
+def chain_tensors(group: Group) -> dict[str, Tensor]:
+    """The empty weight that holds the place of an inline MLP's first linear."""
+    return {f"{group.modules[0]}.weight": torch.empty(0, dtype=torch.float64)} if len(group.modules) > 1 else {}

@@ -1,0 +1,98 @@
+"""An MLP as the best affine map of a given rank: the control of every surrogate with expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+from compress.architecture import Architecture
+from compress.checkpoint.units import Artefact
+from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
+from compress.methods.mlp._shared import (
+    affine_needs,
+    affine_replacement,
+    d_model,
+    mlp_parameters,
+    output_metric,
+    parameters_before,
+)
+from compress.numerics import subspace
+from compress.numerics.reduced_rank import Fit, Joint, solve
+from compress.numerics.statistics import Moments
+
+
+class Through(BaseModel):
+    """The latents of a `symbolic_mlp`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: PositiveInt = Field(description="principal components of the MLP's input that the map reads")
+    outputs: PositiveInt = Field(description="principal components of its output that the map writes")
+
+
+class AffineMLP(Method):
+    """MLP(x) ≈ L R x + b of a given rank, the minimiser of the (loss-weighted) squared error over the calibration tokens."""
+
+    reference = "Reduced-rank regression (Izenman 1975), weighted by the second moment of the loss gradient at the output"
+    replaces = "mlp"
+    decided_late = frozenset({"rank"})
+
+    rank: NonNegativeInt = Field(16, description="rank of the map; 0 is the mean output")
+    through: Through | None = Field(
+        None, description="{inputs, outputs}: least squares between these latents of symbolic_mlp, its control; sets the rank"
+    )
+    importance: Literal["none", "fisher"] = Field(
+        "fisher", description="fisher: weight output errors by the second moment of the loss gradient (one backward pass)"
+    )
+
+    def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
+        return affine_needs(group, "none" if self.through else self.importance)
+
+    def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
+        width = d_model(group, shapes, architecture)
+        sizes = {"rank": self.rank} if self.through is None else self.through.model_dump()
+        for name, value in sizes.items():
+            if value > width:
+                raise ValueError(f"{group.modules[-1]}: {name}: {value} given, at most d_model = {width}")
+        rank = min(sizes.values())
+        after = 2 * rank * width + width
+        return [Preview(group.modules[-1], (width, width), mlp_parameters(group, shapes), after, f"affine of rank {rank}")]
+
+    def fit(self, material: Material) -> Artefact:
+        moments = cast(Moments, material.statistics["moments"])
+        tensors = {"mean": moments.mean, "covariance": moments.covariance, "metric": output_metric(material)}
+        return Artefact(tensors, {"parameters_before": parameters_before(material)})
+
+    def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
+        data = artefact.tensors
+        joint = Joint(data["mean"], data["covariance"], len(data["mean"]) // 2, 0)
+        fit = solve(joint, data["metric"], self.rank) if self.through is None else between(joint, self.through)
+        nothing = solve(joint, data["metric"], 0)
+        errors = [joint.error(f, data["metric"]) for f in (fit, nothing)]
+        row = {
+            "parameters_before": artefact.metadata["parameters_before"],
+            "relative_error": (errors[0] / max(errors[1], 1e-300)) ** 0.5,
+        }
+        return affine_replacement(group, fit, row, architecture)
+
+
+def between(joint: Joint, latents: Through) -> Fit:
+    """Least squares from the leading principal components of x (d,) to those of y (d,): P_O (cov(y, z) z), z white.
+
+    Raises ValueError where x varies in fewer directions than are read.
+    """
+    d = joint.inputs
+    covariance = joint.covariance
+    if latents.inputs > (moving := subspace.moving(covariance[:d, :d])):
+        raise ValueError(
+            f"through.inputs: {latents.inputs} given, but the calibrated inputs vary in {moving} directions only; lower it"
+        )
+    reads = subspace.principal(covariance[:d, :d], latents.inputs)  # (inputs, d)
+    writes = torch.linalg.eigh(covariance[d:, d:])[1].flip(1)[:, : latents.outputs]
+    matrix = writes.T @ covariance[d:, :d] @ reads.T  # (outputs, inputs)
+    left, right = (writes, matrix @ reads) if latents.outputs <= latents.inputs else (writes @ matrix, reads)
+    mean_x, mean_y = joint.mean[:d], joint.mean[d:]
+    return Fit(left, right, left.new_zeros(len(mean_y), 0), mean_y - left @ (right @ mean_x))

@@ -1,0 +1,110 @@
+"""Structured MLP pruning: whole intermediate channels go, the rest of the down-projection is refitted. The result is smaller
+linears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from compress.architecture import Architecture
+from compress.checkpoint.units import Artefact
+from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
+from compress.methods.mlp._shared import mlp_parameters
+from compress.numerics.pruning import prune
+from compress.numerics.statistics import Moments
+from compress.plan import ModuleSpec
+
+GRADIENT_DAMPING = 1e-2
+
+
+class PruneChannels(Method):
+    """Keep the channels whose removal, with the others refitted by least squares, would cost most on the calibration data."""
+
+    reference = (
+        "Optimal brain surgeon (Hassibi & Stork 1993) over channels, as in ZipLM; the comparison SFSD-LLM makes with LLM-Pruner"
+    )
+    replaces = "mlp"
+
+    keep: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="fraction of the intermediate channels that remain"
+    )
+    channels: Annotated[int, Field(ge=1)] | None = Field(None, description="how many remain, instead of keep")
+    importance: Literal["none", "fisher"] = Field(
+        "none", description="fisher: weight output errors by the loss gradient's second moment"
+    )
+
+    def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
+        down = architecture.module(group.layer, "down")
+        needs = {"down": Need(down)}
+        return needs | ({"gradient": Need(down, statistic="gradient")} if self.importance == "fisher" else {})
+
+    def kept(self, d_ff: int) -> int:
+        """How many channels remain of d_ff."""
+        if (self.keep is None) == (self.channels is None):
+            raise ValueError("prune_channels: give exactly one of keep and channels")
+        count = self.channels if self.channels is not None else max(1, round((self.keep or 0) * d_ff))
+        if count > d_ff:
+            raise ValueError(f"prune_channels: channels: {count} given; the MLP has {d_ff}")
+        return count
+
+    def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
+        shape = shapes[f"{architecture.module(group.layer, 'down')}.weight"]
+        d_model, d_ff = reversed(shape) if architecture.conv1d else shape
+        before, count = mlp_parameters(group, shapes), self.kept(d_ff)
+        after = (before - d_model) * count // d_ff + d_model
+        return [Preview(group.modules[-1], (d_model, d_ff), before, after, f"{count} of {d_ff} channels")]
+
+    def fit(self, material: Material) -> Artefact:
+        architecture, layer = material.architecture, material.group.layer
+        moments = cast(Moments, material.statistics["down"])
+        weight, bias = material.linear(architecture.module(layer, "down"))
+        metric = torch.eye(weight.shape[0], dtype=torch.float64)
+        if self.importance == "fisher":
+            second = cast(Moments, material.statistics["gradient"]).second_moment
+            metric = second + GRADIENT_DAMPING * float(second.diagonal().mean()) * metric
+        kept, refitted = prune(weight, moments.covariance, metric, self.kept(weight.shape[1]))
+        offset = weight @ moments.mean - refitted @ moments.mean[kept]
+        total = float((weight @ moments.covariance * weight).sum())
+        difference = weight.clone()
+        difference[:, kept] -= refitted
+        error = float((difference @ moments.covariance * difference).sum())
+        tensors = {"kept": kept, "down.weight": refitted, "down.bias": offset if bias is None else offset + bias}
+        for role in architecture.mlp_roles[:-1]:
+            rows, row_bias = material.linear(architecture.module(layer, role))
+            chosen = torch.cat([kept, kept + weight.shape[1]]) if role == "gate_up" else kept
+            tensors[f"{role}.weight"] = rows[chosen]
+            if row_bias is not None:
+                tensors[f"{role}.bias"] = row_bias[chosen]
+        return Artefact(tensors, {"d_ff": weight.shape[1], "relative_error": (error / max(total, 1e-300)) ** 0.5})
+
+    def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
+        specs: list[ModuleSpec] = []
+        tensors: dict[str, Tensor] = {}
+        for role in architecture.mlp_roles if len(artefact.tensors["kept"]) < artefact.metadata["d_ff"] else ():
+            module = architecture.module(group.layer, role)
+            weight = artefact.tensors[f"{role}.weight"]
+            bias = artefact.tensors.get(f"{role}.bias")
+            options: dict[str, Any] = {
+                "in_features": weight.shape[1],
+                "out_features": weight.shape[0],
+                "bias": bias is not None,
+            }
+            specs.append(ModuleSpec(module=module, kind="dense_linear", options=options))
+            tensors |= {f"{module}.weight": weight} | ({} if bias is None else {f"{module}.bias": bias})
+        d_model, count = artefact.tensors["down.weight"].shape
+        d_ff = artefact.metadata["d_ff"]
+        readers = sum(len(artefact.tensors[f"{role}.weight"]) // count for role in architecture.mlp_roles[:-1])
+        row = {
+            "module": group.modules[-1],
+            "kind": "pruned",
+            "rank": count,
+            "parameters_before": (readers + 1) * d_ff * d_model,
+            "parameters": (readers + 1) * count * d_model,
+            "relative_error": artefact.metadata["relative_error"],
+        }
+        return Replacement(tuple(specs), tensors, tuple(s.module for s in specs), (row,))

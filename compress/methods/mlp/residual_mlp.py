@@ -1,0 +1,273 @@
+"""An MLP as a low-rank affine map plus closed-form expressions for what the map leaves, solved together under the loss.
+
+    y = ȳ + L R (x − x̄) + D (f(z) − f̄),   z = B (x − x̄) clamped to its calibrated range
+
+Affine alone is the control that published surrogates lose to: here it is what the expressions start from, so on the
+calibration data they can only add (Velu & Reinsel's reduced-rank regression with extra regressors, `joint_regression`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from compress.architecture import Architecture
+from compress.checkpoint.units import Artefact
+from compress.methods.base import Group, Material, Need, Preview, Replacement
+from compress.methods.mlp._equal_cost import equal_channels, equal_rank, surrogate_multiply_adds
+from compress.methods.mlp._neurons import neurons
+from compress.methods.mlp._searched import Surrogate
+from compress.methods.mlp._shared import (
+    affine_needs,
+    affine_replacement,
+    chain_tensors,
+    d_model,
+    mlp_chain,
+    mlp_parameters,
+    output_metric,
+    parameters_before,
+)
+from compress.numerics import subspace
+from compress.numerics.linalg import symmetric_sqrt
+from compress.numerics.reduced_rank import Fit, Joint, extend, measured, solve
+from compress.numerics.statistics import Moments, Sample
+from compress.plan import ModuleSpec
+from compress.regression.features import evaluate, renumbered, varying
+from compress.regression.front import Candidate, Front, Rule, choose
+from compress.regression.options import HELD_OUT, EngineOptions
+from compress.regression.regress import available, regress_each
+from compress.symbolic.compile import compile_program
+from compress.symbolic.expression import join, to_text
+
+_JACOBIAN_ROWS = 2048  # tokens whose Jacobians are averaged: the directions settle long before
+
+
+class Latents(BaseModel):
+    """What the expressions read and how many there are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: subspace.Kind | Literal["neurons"] = Field(
+        default="gradient",
+        description="pca: largest variance; regression: best linear predictors; gradient: where the MLP's gradient varies; "
+        "neurons: what the MLP's own neurons read, those that the affine map misses most, each in its own closed form",
+    )
+    inputs: PositiveInt = Field(
+        default=32, description="directions of the MLP's input that the expressions read; of neurons, what they need"
+    )
+    outputs: PositiveInt = Field(default=8, description="expressions, along the output directions that cost the loss most")
+    per_output: bool = Field(default=False, description="gradient: an equal share of the directions for each output")
+
+
+class ResidualSurrogate(Surrogate):
+    """MLP(x) ≈ affine map of low rank + D f(B x): expressions for the loss-weighted residual of the map."""
+
+    reference = "SymTorch, section 4.1, on the residual of a reduced-rank regression; active subspaces (Constantine 2015)"
+
+    latents: Latents = Field(
+        Latents(), description="{kind: pca | regression | gradient, inputs: n, outputs: m, per_output: bool}"
+    )
+    affine: NonNegativeInt = Field(16, description="rank of the affine map; 0 leaves the mean")
+    importance: Literal["none", "fisher"] = Field(
+        "fisher", description="fisher: weight output errors by the second moment of the loss gradient (one backward pass)"
+    )
+    engine: EngineOptions = Field(
+        default_factory=lambda: EngineOptions(name="sparse"), description="what searches: {name: sparse | operon | pysr, …}"
+    )
+
+    def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
+        sample = Need(group.modules[0], group.modules[-1], "sample", self.samples)
+        return {**affine_needs(group, self.importance), "sample": sample}
+
+    def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
+        width, latents = d_model(group, shapes, architecture), self.latents
+        if latents.kind == "neurons":
+            return self._preview_neurons(group, shapes, architecture, width)
+        sizes = {"latents.inputs": latents.inputs, "latents.outputs": latents.outputs, "affine": self.affine}
+        for name, value in sizes.items():
+            if value > width:
+                raise ValueError(f"{group.modules[-1]}: {name}: {value} given, at most d_model = {width} directions exist")
+        self.check_samples(latents.inputs)
+        available(self.engine)
+        after = latents.inputs * (width + 3) + (latents.outputs + 1 + 2 * self.affine) * width
+        note = f"{latents.inputs} in, {latents.outputs} expressions by {self.engine.name}, affine of rank {self.affine}"
+        return [Preview(group.modules[-1], (width, width), mlp_parameters(group, shapes), after, note)]
+
+    def _preview_neurons(
+        self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture, width: int
+    ) -> Sequence[Preview]:
+        d_ff = shapes[f"{architecture.module(group.layer, 'down')}.weight"][0 if architecture.conv1d else 1]
+        count, each = self.latents.outputs, 2 if {"gate", "gate_up"} & set(architecture.mlp_roles) else 1
+        for name, value, most in (("latents.outputs", count, d_ff), ("affine", self.affine, width)):
+            if value > most:
+                raise ValueError(f"{group.modules[-1]}: {name}: {value} given, at most {most} exist")
+        after = each * count * (width + 3) + (count + 1 + 2 * self.affine) * width
+        note = f"{count} of {d_ff} neurons, affine of rank {self.affine}"
+        return [Preview(group.modules[-1], (width, width), mlp_parameters(group, shapes), after, note)]
+
+    def fit(self, material: Material) -> Artefact:
+        moments, sample = cast(Moments, material.statistics["moments"]), cast(Sample, material.statistics["sample"])
+        width, values = moments.mean.shape[0] // 2, sample.values
+        cut = len(values) - int(len(values) * HELD_OUT)
+        x, y = values[:, :width], values[:, width:]
+        metric = output_metric(material)
+        base = solve(Joint(moments.mean, moments.covariance, width, 0), metric, self.affine)
+        if self.latents.kind == "neurons":
+            basis, offset, fronts = neurons(material, x, metric, self.latents.outputs)
+            z = x @ basis.T + offset
+        else:
+            directions = _output_directions(moments, base, metric, self.latents.outputs)
+            basis = self._basis(material, moments, directions, x[:cut])
+            offset = -basis @ moments.mean[:width]
+            z = x @ basis.T + offset
+            targets = (y - base.bias - x @ base.right.T @ base.left.T) @ directions.T
+            scale = targets[:cut].std(dim=0, correction=0)
+            targets = targets / torch.where(scale > 0, scale, torch.ones_like(scale))
+            held = (z[cut:], targets[cut:])
+            fronts = regress_each(z[:cut], targets[:cut], self.engine, material.seed, held, clamp=self.clamp, log=material.log)
+        low, high = z[:cut].amin(dim=0), z[:cut].amax(dim=0)
+        features = evaluate([fronts[k].candidates[i] for k, i in varying(fronts)], z.clamp(low, high) if self.clamp else z)
+        joint, held = extend(moments, x, y, features), measured(x[cut:], y[cut:], features[cut:])
+        tensors = {
+            "basis": basis,
+            "offset": offset,
+            "low": low,
+            "high": high,
+            "metric": metric,
+            **{f"{name}.mean": part.mean for name, part in (("joint", joint), ("held", held))},
+            **{f"{name}.covariance": part.covariance for name, part in (("joint", joint), ("held", held))},
+        }
+        about = {"fronts": [front.to_json() for front in fronts], "parameters_before": parameters_before(material)}
+        return Artefact(tensors, {**about, "rows": len(values)})
+
+    def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
+        data, about = artefact.tensors, artefact.metadata
+        fronts = [Front.from_json(front) for front in about["fronts"]]
+        every = varying(fronts)
+        width = data["basis"].shape[1]
+        joint, held = (Joint(data[f"{name}.mean"], data[f"{name}.covariance"], width, len(every)) for name in ("joint", "held"))
+        by_hand: dict[int, Rule] = {**self.picks.get(group.layer, {})}
+        picked = [(k, choose(front, by_hand.get(k, self.choose))) for k, front in enumerate(fronts)]
+        index = [every.index(place) for place in picked if place in every]
+        chosen = [fronts[k].candidates[i] for k, i in (every[j] for j in index)]
+        notes = [f"output {k}: {note}" for k, front in enumerate(fronts) for note in front.notes]
+        notes += [f"output {k}: constant, left out" for k, i in picked if (k, i) not in every]
+        metric = data["metric"]
+        control, mean = (solve(joint.keep([]), metric, rank) for rank in (self.affine, 0))
+        fit = solve(joint.keep(index), metric, self.affine)
+        total, total_held = joint.keep([]).error(mean, metric), held.keep([]).error(mean, metric)
+        row = {
+            "parameters_before": about["parameters_before"],
+            "error": joint.keep(index).error(fit, metric) / total,  # of the loss-weighted output variance
+            "error_held_out": held.keep(index).error(fit, metric) / total_held,
+            "affine_error": joint.keep([]).error(control, metric) / total,
+            "affine_error_held_out": held.keep([]).error(control, metric) / total_held,
+        }
+        if not chosen or row["error_held_out"] >= row["affine_error_held_out"]:
+            why = "no expression" if not chosen else "the expressions do not beat the affine map on held-out tokens"
+            return affine_replacement(group, control, {**row, "notes": [*notes, f"{why}: affine map used"]}, architecture)
+        return self._surrogate(group, data, chosen, fit, {**row, "notes": notes}, architecture)
+
+    def _surrogate(
+        self,
+        group: Group,
+        data: Mapping[str, Tensor],
+        chosen: Sequence[Candidate],
+        fit: Fit,
+        row: Mapping[str, Any],
+        architecture: Architecture,
+    ) -> Replacement:
+        """The Plan's part: latents that no chosen expression reads are left out."""
+        trees, constants = join([(c.tree, c.constants) for c in chosen])
+        trees, read = renumbered(trees)
+        width, module, outer = len(fit.bias), group.modules[-1], architecture.mlp_outer
+        operations = len(compile_program(trees, len(read), len(constants)).instructions)
+        cost = surrogate_multiply_adds(width, len(read), len(chosen), self.affine, operations)
+        sizes = {"d_model": width, "inputs": len(read), "outputs": len(chosen), "affine": self.affine}
+        options: dict[str, Any] = {
+            "outer": outer,
+            **sizes,
+            "constants": len(constants),
+            "clamp": self.clamp,
+            "expressions": trees,
+        }
+        scale = (fit.right.norm(dim=1) / fit.left.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
+        tensors = {
+            "basis": torch.cat([data["basis"][read], fit.right / scale[:, None]]),
+            **{name: data[name][read].float() for name in ("offset", "low", "high")},  # float32 whatever the model's dtype
+            "program.constants": torch.tensor(constants, dtype=torch.float32),
+            f"{outer}.weight": torch.cat([fit.direct, fit.left * scale], dim=1),
+            f"{outer}.bias": fit.bias,
+        }
+        report = {
+            "module": module,
+            "kind": "symbolic_mlp",
+            "rank": [len(read), len(chosen), self.affine],
+            "parameters": sum(t.numel() for t in tensors.values()),
+            **row,
+            "r2_train": [1 - c.train_loss for c in chosen],
+            "r2_held_out": [1 - cast(float, c.held_out_loss) for c in chosen],
+            "complexity": [c.complexity for c in chosen],
+            "source": [c.source for c in chosen],
+            "operations": operations,
+            "multiply_adds": cost,
+            "equal_cost": {"rank": equal_rank(cost, width), "channels": equal_channels(cost, width, architecture)},
+            "expressions": [to_text(t, constants, [f"z{i}" for i in range(len(read))]) for t in trees],
+        }
+        specs = mlp_chain(group, ModuleSpec(module=module, kind="symbolic_mlp", options=options))
+        named = {f"{module}.{name}": tensor for name, tensor in tensors.items()}
+        return Replacement(specs, {**chain_tensors(group), **named}, group.modules, (report,))
+
+    def _basis(self, material: Material, moments: Moments, directions: Tensor, x: Tensor) -> Tensor:
+        """Directions of the input that the expressions read, (inputs, d_model), latents of unit variance."""
+        width, latents = x.shape[1], self.latents
+        covariance = moments.covariance[:width, :width]
+        if latents.inputs > (moving := subspace.moving(covariance)):
+            raise ValueError(
+                f"latents.inputs: {latents.inputs} given, but the calibrated inputs vary in {moving} directions only; lower it"
+            )
+        if latents.kind == "pca":
+            return subspace.principal(covariance, latents.inputs)
+        if latents.kind == "regression":
+            cross = directions @ moments.covariance[width:, :width]
+            return subspace.regression(covariance, cross, latents.inputs)
+        rows = x[torch.linspace(0, len(x) - 1, min(len(x), _JACOBIAN_ROWS)).long()]  # spread over the text
+        jacobians = _jacobians(_mlp(material), rows, directions)  # of the whole MLP: the map's own are constant
+        return subspace.gradient(covariance, jacobians, latents.inputs, per_output=latents.per_output)
+
+
+def _output_directions(moments: Moments, base: Fit, metric: Tensor, count: int) -> Tensor:
+    """Rows T (count, d_model): the targets T e, of unit weight in the loss, that hold most of the map's residual e."""
+    width = len(base.bias)
+    rows = torch.cat([-base.left @ base.right, torch.eye(width, dtype=torch.float64)], dim=1)
+    root, _ = symmetric_sqrt(metric)
+    _, vectors = torch.linalg.eigh(root @ rows @ moments.covariance @ rows.T @ root)
+    vectors = vectors.flip(1)[:, :count]
+    signs = torch.sign(vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)))  # eigh leaves them open
+    return (vectors * signs).T @ root
+
+
+def _mlp(material: Material) -> Callable[[Tensor], Tensor]:
+    """The original MLP of the resident layer: one module, or the chain that the layer runs inline."""
+    prefix = material.architecture.layer(material.group.layer) + "."
+    modules = [material.layer.get_submodule(name.removeprefix(prefix)) for name in material.group.modules]
+
+    def call(x: Tensor) -> Tensor:
+        for module in modules:
+            x = module(x)
+        return x
+
+    return call
+
+
+def _jacobians(call: Callable[[Tensor], Tensor], x: Tensor, directions: Tensor) -> Tensor:
+    """Gradients of directions @ call(x) at rows x (n, d) → (n, outputs, d), float64; rows do not depend on each other."""
+    with torch.enable_grad():
+        inputs = x.float().requires_grad_(True)
+        latents = call(inputs).double() @ directions.T
+        parts = [torch.autograd.grad(latents[:, k].sum(), inputs, retain_graph=True)[0] for k in range(len(directions))]
+    return torch.stack(parts, dim=1).to(torch.float64)

@@ -1,0 +1,57 @@
+"""Leave an MLP out: the controls every surrogate must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
+
+import torch
+from pydantic import Field
+
+from compress.architecture import Architecture
+from compress.checkpoint.units import Artefact
+from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
+from compress.methods.mlp._shared import chain_tensors, mlp_chain, mlp_parameters, parameters_before
+from compress.numerics.statistics import Moments
+from compress.plan import ModuleSpec
+
+
+class SkipMLP(Method):
+    """MLP(x) = x (the published control), 0, or the mean of its calibrated outputs."""
+
+    reference = "SymTorch, section 4.1: identity control; zero and mean added"
+    replaces = "mlp"
+
+    output: Literal["identity", "zero", "mean"] = Field("identity", description="what stands for the MLP's output")
+
+    def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
+        if self.output != "mean":
+            return {}
+        down = architecture.module(group.layer, "down")
+        return {"down": Need(input_of=down)}  # mean(W h + b) = W mean(h) + b: the MLP's output need not be read
+
+    def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
+        before = mlp_parameters(group, shapes)
+        d_model = shapes[f"{architecture.module(group.layer, 'down')}.weight"][1 if architecture.conv1d else 0]
+        after = d_model if self.output == "mean" else 0
+        return [Preview(group.modules[-1], (d_model, d_model), before, after, self.output)]
+
+    def fit(self, material: Material) -> Artefact:
+        about = {"parameters_before": parameters_before(material)}
+        if self.output != "mean":
+            return Artefact({}, about)
+        weight, bias = material.linear(material.architecture.module(material.group.layer, "down"))
+        mean = weight @ cast(Moments, material.statistics["down"]).mean
+        return Artefact({"mean": mean if bias is None else mean + bias}, about)
+
+    def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
+        outer, module = architecture.mlp_outer, group.modules[-1]
+        options: dict[str, str | int] = {"outer": outer}
+        tensors = {f"{module}.{outer}.weight": torch.empty(0, dtype=torch.float64)}
+        if self.output == "mean":
+            options["d_model"] = artefact.tensors["mean"].shape[0]
+            tensors[f"{module}.{outer}.bias"] = artefact.tensors["mean"]
+        spec = ModuleSpec(module=module, kind=f"{self.output}_mlp", options=dict(options))
+        numbers = sum(tensor.numel() for tensor in tensors.values())
+        row = {"module": module, "kind": spec.kind, "rank": None, "parameters": numbers, **artefact.metadata}
+        return Replacement(mlp_chain(group, spec), {**chain_tensors(group), **tensors}, group.modules, (row,))

@@ -1,0 +1,176 @@
+"""results.json → Markdown, PNG plots and one self-contained HTML page; the table that the console prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.markup import escape
+from rich.table import Table
+
+from compress.checkpoint.files import write_text
+from compress.reporting.columns import Block, Entry, cells, tables, text_names
+from compress.reporting.page import Picture, page
+from compress.reporting.plots import THEMES, Theme, layer_errors, module_error, throughput_against_perplexity
+from compress.reporting.sentences import compared, measured_how, summary, title
+
+FORMAT = 1
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A results.json. Raises FileNotFoundError, or ValueError for one this version does not read."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {str(path)!r}; `compress bench DIR` writes results.json")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error.msg}); run compress bench again") from None
+    found = results.get("format") if isinstance(results, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {found!r}; this compress reads {FORMAT}: run compress bench again")
+    return results
+
+
+def report(results: Mapping[str, Any] | Path, folder: Path) -> dict[str, Path]:
+    """Write report.md, report.html and plots/*.png of a benchmark into `folder`; returns them by name."""
+    loaded = read_results(results) if isinstance(results, Path) else results
+    drawn = draw(loaded, folder / "plots")
+    pictures = [Picture(plot.section, plot.caption, plot.light.read_bytes(), plot.dark.read_bytes()) for plot in drawn]
+    write_text(folder / "report.md", markdown(loaded, [(plot.caption, plot.light.relative_to(folder)) for plot in drawn]))
+    write_text(folder / "report.html", page(loaded, pictures))
+    return {
+        "markdown": folder / "report.md",
+        "page": folder / "report.html",
+        **{plot.light.stem: plot.light for plot in drawn},
+    }
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A plot on disk in both dresses."""
+
+    section: str
+    caption: str
+    light: Path
+    dark: Path
+
+
+def draw(results: Entry, folder: Path) -> list[Drawn]:
+    """Everything the results hold: both throughputs on the first text, and the errors of every compressed variant."""
+    settings, text = results["settings"], text_names(results)[0]
+    out = []
+
+    def both(name: str, section: str, caption: str, plot: Callable[[Path, Theme], Path]) -> None:
+        light, dark = folder / f"{name}.png", folder / f"{name}-dark.png"
+        plot(light, THEMES["light"])
+        plot(dark, THEMES["dark"])
+        out.append(Drawn(section, caption, light, dark))
+
+    for measure, caption in (
+        (
+            "decode",
+            f"Tokens generated per second (batch {settings['batch_sizes'][0]}, after {max(settings['contexts'])} tokens)",
+        ),
+        ("prefill", f"Tokens per second at which a prompt of {settings['prefill_length']} tokens is read"),
+    ):
+        caption += f", against perplexity on “{text}”: up and to the left is better."  # noqa: PLW2901
+        both(measure, "Speed against quality", caption, partial(_throughput, results, text, measure))
+    for model in results["models"]:
+        if any(module_error(row) is not None for row in model["modules"]):
+            name = "errors-" + "".join(c if c.isalnum() else "-" for c in model["label"])
+            caption = (
+                f"{model['label']}: relative error of each replaced module on the calibration text, as its fit reported it."
+            )
+            both(name, "Where the error is", caption, partial(_errors, model["modules"]))
+    return out
+
+
+def _throughput(results: Entry, text: str, measure: str, path: Path, theme: Theme) -> Path:
+    return throughput_against_perplexity(results, path, text, measure, theme)
+
+
+def _errors(rows: Sequence[Entry], path: Path, theme: Theme) -> Path:
+    return layer_errors(rows, path, theme)
+
+
+def markdown(results: Entry, pictures: Sequence[tuple[str, Path]] = ()) -> str:
+    """The benchmark as Markdown; pictures are linked by relative path."""
+    lines = [f"# {title(results)}", "", *(f"- {line}" for line in summary(results)), "", "## What was compared", ""]
+    lines += [f"- **{what}**: {meaning}" for what, meaning in compared(results)]
+    for block in tables(results):
+        lines += ["", f"## {block.title}", "", *_markdown_table(block), ""]
+        lines += [f"- *{column.header}*: {column.explanation}" for column in block.columns]
+    lines.append("")
+    lines += [line for caption, path in pictures for line in (f"![{caption}]({path.as_posix()})", "", f"*{caption}*", "")]
+    for generation in results["generation"].values():
+        lines += ["## The same prompt, continued", "", _quoted(generation["prompt"]), ""]
+        lines += [f"**{label}**\n\n{_quoted(text)}\n" for label, text in generation["continuations"].items()]
+    return "\n".join(
+        [*lines, "## How it was measured", "", *(f"- **{what}**: {how}" for what, how in measured_how(results)), ""]
+    )
+
+
+def render_table(results: Entry) -> RenderableType:
+    """The tables for the console, without the details that the report has, and what could not be measured."""
+    parts: list[RenderableType] = [ConsoleTable(block) for block in tables(results) if not block.is_detail]
+    parts = [part for table in parts for part in (table, "")]
+    parts += [f"not measured: {s['runtime']} on {s['device']}: {s['reason']}" for s in results["skipped"]]
+    return Group(*parts)
+
+
+@dataclass(frozen=True)
+class ConsoleTable:
+    """A table that, where it must, breaks cells between words only, the longest first."""
+
+    block: Block
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(title=self.block.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
+        table.pad_edge = False
+        columns = [column for column in self.block.columns if not column.is_detail]
+        rows = [[text.replace("no difference", "none") for text in texts] for texts in cells(self.block, with_details=False)]
+        texts_of = [[column.header, *(texts[i] for texts in rows)] for i, column in enumerate(columns)]
+        widths = column_widths(texts_of, options.max_width - 3 * (len(columns) - 1))
+        for column, width in zip(columns, widths, strict=True):
+            is_text = column.is_name or column.is_group
+            table.add_column(column.header, justify="left" if is_text else "right", overflow="fold", width=width)
+        for position, texts in enumerate(rows):
+            if position and columns[0].is_group and texts[0]:
+                table.add_section()
+            table.add_row(*map(escape, texts))
+        yield table
+
+
+def column_widths(texts: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Widths of columns, given the cells of each, that sum to at most `room` if breaking between words allows it.
+
+    >>> column_widths([["a header", "1"], ["12345"]], room=11)
+    [6, 5]
+    """
+    widths = [max(map(len, column)) for column in texts]
+    least = [max(len(word) for cell in column for word in cell.split(" ")) for column in texts]
+    while sum(widths) > room:
+        slack = [width - fewest for width, fewest in zip(widths, least, strict=True)]
+        widest = max(range(len(widths)), key=lambda i: (slack[i] > 0, widths[i]))
+        if slack[widest] <= 0:
+            break
+        widths[widest] -= 1
+    return widths
+
+
+def _markdown_table(block: Block) -> list[str]:
+    def row(texts: Iterable[str]) -> str:
+        return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |"
+
+    rule = row("---" if column.is_name or column.is_group else "---:" for column in block.columns)
+    return [row(column.header for column in block.columns), rule, *map(row, cells(block))]
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}" for line in text.splitlines() or [""])

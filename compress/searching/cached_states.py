@@ -1,0 +1,126 @@
+"""Candidates measured from cached hidden states: a trial starts at the layer it changes, never at the embeddings.
+
+    tokens ──original model, once──► hidden states before each layer, in files ──layers i … last──► log-probabilities
+
+Going from the last layer to the first, the layers before the one at hand are still the original's: the cache stays right.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compress.fitting.calibrate import BATCH_TOKENS
+from compress.loading.quantizer import build, link
+from compress.methods.base import Replacement
+from compress.nn import WRAPPERS
+from compress.searching.metrics import Accuracy, Perplexity
+from compress.stream.hidden import Boundaries
+from compress.stream.model import StreamedModel
+
+
+class Split:
+    """One set of rows and the original model's hidden states before each layer from `first` on, kept under `folder`."""
+
+    def __init__(
+        self, model: StreamedModel, metric: Perplexity | Accuracy, folder: Path, first: int, tick: Callable[[], None]
+    ) -> None:
+        self.model, self.metric = model, metric
+        tokens = metric.tokens
+        self._hidden = model.embed(tokens, max(1, BATCH_TOKENS // tokens.shape[1]))
+        self._boundaries = Boundaries(folder, self._hidden)
+        model.load_head()
+        for index in range(model.n_layers):
+            if index >= first:
+                self._boundaries.save(index)
+            with model.resident(index) as layer:
+                self._hidden.advance(layer, index, model.architecture.layer(index))
+            tick()
+        self._entered: int | None = None
+        self.baseline = metric.value(self._log_probabilities(model.n_layers, ()))
+        if not math.isfinite(self.baseline):
+            raise RuntimeError("the original model's loss on the search text is not finite; give other text")
+
+    def measure(self, index: int, layers: Sequence[nn.Module]) -> float:
+        """The metric with `layers` in place of the original's from `index` to the last; inf where the candidate overflows."""
+        if self._entered != index:
+            self._boundaries.load(index)
+            self._entered = index
+        return self.metric.value(self._log_probabilities(index, layers))
+
+    def close(self) -> None:
+        self._boundaries.delete()
+
+    @torch.no_grad()
+    def _log_probabilities(self, index: int, layers: Sequence[nn.Module]) -> Tensor:
+        """Sum over each row's predictions that count, (n,) float64."""
+        out = []
+        states = self._hidden.states
+        sizes = [state.shape[0] for state in states]
+        parts = zip(states, self.metric.tokens.split(sizes), self.metric.asked.split(sizes), strict=True)
+        for state, tokens, asked in parts:
+            hidden = state
+            for offset, layer in enumerate(layers):
+                args, kwargs = self._hidden.calls[tuple(state.shape[:2])][index + offset]
+                left = layer(hidden, *args, **kwargs)
+                hidden = left[0] if isinstance(left, tuple) else left
+            logits = self.model.logits_from(hidden, tokens)[:, :-1]
+            losses = functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
+            out.append(-(losses.view(asked.shape).double() * asked).sum(dim=1))
+        return torch.cat(out)
+
+
+class Tail:
+    """The layers from the one at hand to the last, in memory, with what was decided installed."""
+
+    def __init__(self, model: StreamedModel, stored_in: torch.dtype) -> None:
+        self.model, self.stored_in = model, stored_in
+        self.first = model.n_layers
+        self.layers: list[nn.Module] = []
+        self._originals: dict[str, nn.Module] = {}  # of modules that were replaced
+
+    def reach(self, index: int) -> None:
+        """Put the original layers down to `index` before the others."""
+        while self.first > index:
+            self.first -= 1
+            with self.model.resident(self.first) as layer:
+                self.layers.insert(0, copy.deepcopy(layer))
+
+    def install(self, replacement: Replacement) -> None:
+        """Put a replacement in as the checkpoint will hold it: rounded to the stored dtype, computed with in the stream's."""
+        for spec in replacement.specs:
+            original = self._originals.setdefault(spec.module, self._find(spec.module))
+            # A copy, because attention methods keep and change what they replace.
+            module = build(spec, copy.deepcopy(original) if spec.kind in WRAPPERS else original)
+            prefix = spec.module + "."
+            own = {k.removeprefix(prefix): v for k, v in replacement.tensors.items() if k.startswith(prefix)}
+            rounded = {k: v.to(self.stored_in).to(self.model.dtype) if v.dtype == torch.float64 else v for k, v in own.items()}
+            module.load_state_dict(rounded, strict=True, assign=True)
+            self._put(spec.module, module.eval())
+        link(replacement.specs, self._find)
+
+    @contextmanager
+    def trying(self, replacement: Replacement) -> Iterator[None]:
+        """The replacement is in place inside the block, and what it replaced is back after it."""
+        before: Mapping[str, nn.Module] = {spec.module: self._find(spec.module) for spec in replacement.specs}
+        self.install(replacement)
+        try:
+            yield
+        finally:
+            for name, module in before.items():
+                self._put(name, module)
+
+    def _find(self, name: str) -> nn.Module:
+        index, _, rest = name.removeprefix(self.model.architecture.layers + ".").partition(".")
+        return self.layers[int(index) - self.first].get_submodule(rest)
+
+    def _put(self, name: str, module: nn.Module) -> None:
+        owner, _, child = name.rpartition(".")
+        self._find(owner).register_module(child, module)

@@ -1,0 +1,37 @@
+"""A log of decisions, one JSON line each, behind a header of what was asked: an interrupted search continues where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoint.files import write_text
+
+
+def open_log(log: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The decisions of an interrupted search; a line that was cut off is dropped. Starts the file where there is none.
+
+    Raises ValueError where the log's header is another one.
+    """
+    lines = []
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    if lines and lines[0] != header:
+        changed = [key for key in header if lines[0].get(key) != header[key]]
+        raise ValueError(f"{log} is of another search (not the same {', '.join(changed)}); give --fresh or another output")
+    write_text(log, "".join(json.dumps(line) + "\n" for line in (lines or [header])))
+    return lines[1:]
+
+
+def append(log: Path, line: Mapping[str, Any]) -> None:
+    """Add a decision; it is on disk when this returns. Raises ValueError for numbers that are not finite."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,267 @@
+"""Surgical rank search: from the last layer to the first, each linear gets the smallest rank at which the metric holds.
+
+    units ──candidate ranks, smallest first──► trials from cached hidden states ──► search.jsonl ──► ranks.json
+
+SFSD-LLM (ACL 2024): ranks 1, 10 %, 20 %, … 100 % of break-even; by perplexity the k-th linear must stay below
+base·(1 + tolerance)^k, by task accuracy it takes the largest rank that three chunks of questions ask for, checked on a fourth.
+The result is reported on windows, or questions, that the search never saw.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from compress import data
+from compress.checkpoint.files import hash_json, write_json
+from compress.checkpoint.units import Artefact
+from compress.fitting import run
+from compress.fitting.assemble import storage_dtype
+from compress.fitting.job import Job
+from compress.fitting.units import Unit, layers_of
+from compress.methods.base import Replacement
+from compress.methods.linear._low_rank import LowRankMethod
+from compress.methods.linear._rank_rule import RankRule
+from compress.numerics.rank import Form, allocate, parameters, rank_at
+from compress.progress import Progress, silent
+from compress.recipe import Recipe
+from compress.searching import metrics
+from compress.searching.cached_states import Split, Tail
+from compress.searching.decision_log import append, open_log
+
+FRACTIONS = tuple(i / 10 for i in range(1, 11))
+
+
+class SearchOptions(BaseModel):
+    """How a search measures and how much it may lose."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: Literal["perplexity", "tasks"] = "perplexity"
+    tolerance: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="perplexity may grow by this fraction per linear (0.005), accuracy fall by this much (0.01)"
+    )
+    tasks: Path | None = Field(None, description="jsonl file of questions, for metric tasks; half of it is the test split")
+    search_windows: Annotated[int, Field(ge=1)] = Field(32, description="first windows of the first evaluation text")
+    test_windows: Annotated[int, Field(ge=1)] = Field(64, description="last windows of the same text")
+    length: Annotated[int, Field(ge=2)] = Field(128, description="tokens per window")
+    compare_uniform: bool = True
+
+    @model_validator(mode="after")
+    def _tasks_need_a_file(self) -> SearchOptions:
+        if (self.metric == "tasks") != (self.tasks is not None):
+            raise ValueError("metric tasks goes with a file of questions: give --metric tasks --tasks FILE.jsonl, or neither")
+        return self
+
+    @property
+    def allowed(self) -> float:
+        return self.tolerance if self.tolerance is not None else 0.005 if self.metric == "perplexity" else 0.01
+
+
+@dataclass(frozen=True)
+class Target:
+    """One unit of the recipe with its finished decomposition."""
+
+    unit: Unit
+    artefact: Artefact
+
+    @property
+    def method(self) -> LowRankMethod:
+        assert isinstance(self.unit.method, LowRankMethod)
+        return self.unit.method
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        d_out, d_in = self.artefact.metadata["shape"]
+        return d_out, d_in
+
+    @property
+    def form(self) -> Form:
+        return self.method.form
+
+    def cost(self, rank: int | None) -> int:
+        """Numbers stored at a rank; None is dense."""
+        d_out, d_in = self.shape
+        return d_out * d_in if rank is None else parameters(rank, d_out, d_in, self.form)
+
+    def candidates(self) -> list[int]:
+        """1 and each tenth of break-even, ascending, as far as they store less than dense."""
+        ranks = {1, *(rank_at(fraction, *self.shape, self.form) for fraction in FRACTIONS)}
+        most = self.artefact.tensors["spectrum"].shape[0]
+        return sorted(r for r in ranks if r <= most and self.cost(r) < self.cost(None))
+
+    def replacement(self, rank: int | None, job: Job) -> Replacement:
+        rule = RankRule.model_validate({"ranks": dict.fromkeys(self.unit.group.modules, rank)})
+        return self.method.model_copy(update={"rank": rule}).replace(self.unit.group, self.artefact, job.model.architecture)
+
+
+def search(
+    recipe: Recipe, options: SearchOptions | None = None, *, fresh: bool = False, progress: Progress = silent
+) -> dict[str, Any]:
+    """Choose the ranks of a recipe's low-rank steps; writes `<output>/ranks.json`, which `rank: {table: …}` reads.
+
+    Returns its content: the ranks by module, and rows of stored numbers and the metric on both splits, with the controls.
+    Every decision is a line of `<output>/search.jsonl`: an interrupted search continues behind its last one unless `fresh`.
+    Raises ValueError for steps without ranks, too little text, or a log that belongs to another search.
+    """
+    options = options or SearchOptions.model_validate({})
+    job = run.prepare(recipe)
+    _need_ranks(job)
+    log = recipe.output / "search.jsonl"
+    if fresh:
+        shutil.rmtree(job.work, ignore_errors=True)
+        log.unlink(missing_ok=True)
+    tokenizer = data.load_tokenizer(str(job.model.shards.folder))
+    if options.tasks is not None:
+        asked, held_out = metrics.questions(options.tasks, recipe.seed, tokenizer)
+    else:
+        sizes = options.length, options.search_windows, options.test_windows
+        asked, held_out = metrics.windows(recipe.evaluation, *sizes, tokenizer)
+    tokens = run.tokens_of(job)
+    material = run.material_of(job, tokens)
+    first_pass = run.first_pass(job, material)
+    first_pass.run(job.variants["compressed"], tokens, progress)
+    targets = [Target(unit, artefact) for unit in job.variants["compressed"] if (artefact := first_pass.artefact(unit))]
+    targets.sort(key=lambda t: -t.unit.group.layer)  # stable: within a layer, in the architecture's order
+    first = min(target.unit.group.layer for target in targets)
+    header = {
+        "format": 1,
+        "units": hash_json([[t.unit.fingerprint(material), t.unit.group.name] for t in targets]),
+        "splits": hash_json([part.tokens.tolist() for part in (*asked, held_out)]),
+        "metric": options.metric,
+        "tolerance": options.allowed,
+    }
+    folder = job.work / "search"
+    tick = progress("cache hidden states", job.model.n_layers * (len(asked) + 1))
+    chunks = [Split(job.model, metric, folder / str(i), first, tick) for i, metric in enumerate(asked)]
+    test = Split(job.model, held_out, folder / "test", first, tick)
+    ranks = _decide(job, targets, chunks, options, log, header, progress)
+    results = _compare(job, targets, chunks, test, ranks, options)
+    for split in (*chunks, test):
+        split.close()
+    table = {module: rank for target, rank in zip(targets, ranks, strict=True) for module in target.unit.group.modules}
+    found = {"format": 1, "ranks": table, "metric": options.metric, "tolerance": options.allowed, "results": results}
+    write_json(recipe.output / "ranks.json", found)
+    return found
+
+
+def _need_ranks(job: Job) -> None:
+    for unit in job.variants["compressed"]:
+        if not isinstance(unit.method, LowRankMethod):
+            raise ValueError(f"steps.{unit.group.step}: {unit.step.method} has no rank to search; leave low-rank steps only")
+        if len(layers_of(unit.group.modules, job.model.architecture)) > 1:
+            raise ValueError(f"steps.{unit.group.step}: a basis over several layers cannot be searched; use layers_together: 1")
+
+
+def _decide(
+    job: Job,
+    targets: Sequence[Target],
+    chunks: Sequence[Split],
+    options: SearchOptions,
+    log: Path,
+    header: Mapping[str, Any],
+    progress: Progress,
+) -> list[int | None]:
+    """The rank of each target, in order; decisions in the log are taken over."""
+    known = open_log(log, header)
+    tail = Tail(job.model, storage_dtype(job.model))
+    ranks: list[int | None] = []
+    tick = progress("search", len(targets))
+    for number, target in enumerate(targets, start=1):
+        tail.reach(target.unit.group.layer)
+        if number <= len(known):
+            rank = known[number - 1]["rank"]
+        else:
+            rank, trials = _smallest(job, target, tail, chunks, options, number)
+            modules = list(target.unit.group.modules)
+            append(log, {"number": number, "modules": modules, "rank": rank, "stored": target.cost(rank), "trials": trials})
+        ranks.append(rank)
+        if rank is not None:
+            tail.install(target.replacement(rank, job))
+        tick()
+    return ranks
+
+
+def _smallest(
+    job: Job, target: Target, tail: Tail, chunks: Sequence[Split], options: SearchOptions, number: int
+) -> tuple[int | None, list[dict[str, Any]]]:
+    """(smallest rank that holds, or None for dense; every trial)."""
+    trials: list[dict[str, Any]] = []
+
+    def holds(rank: int, chunk: int) -> bool:
+        split = chunks[chunk]
+        with tail.trying(target.replacement(rank, job)):
+            value = split.measure(tail.first, tail.layers)
+        if split.metric.higher_is_better:
+            limit = split.baseline - options.allowed
+            good = value >= limit - 1e-12
+        else:
+            limit = split.baseline * (1 + options.allowed) ** number
+            good = value <= limit
+        shown = value if math.isfinite(value) else None
+        trials.append({"rank": rank, "chunk": chunk, "value": shown, "limit": limit, "holds": good})
+        return good
+
+    deciding = range(max(1, len(chunks) - 1))
+    found = [next((rank for rank in target.candidates() if holds(rank, chunk)), None) for chunk in deciding]
+    if any(rank is None for rank in found):
+        return None, trials
+    rank = max(rank for rank in found if rank is not None)
+    if len(chunks) > 1 and not holds(rank, len(chunks) - 1):
+        return None, trials
+    return rank, trials
+
+
+def _compare(
+    job: Job,
+    targets: Sequence[Target],
+    chunks: Sequence[Split],
+    test: Split,
+    ranks: Sequence[int | None],
+    options: SearchOptions,
+) -> list[dict[str, Any]]:
+    """Rows of the report: dense, surgical, as many parameters spent uniformly, or by the spectra where they compare."""
+    dense = sum(target.cost(None) for target in targets)
+    variants: dict[str, Sequence[int | None]] = {"surgical": ranks}
+    if options.compare_uniform:
+        size = sum(target.cost(rank) for target, rank in zip(targets, ranks, strict=True))
+        variants["uniform"] = uniform_ranks(targets, size)
+        if all(target.method.importance == "fisher" for target in targets) and len({t.form for t in targets}) == 1:
+            spectra = {t.unit.group.name: t.artefact.tensors["spectrum"] for t in targets}
+            chosen = allocate(spectra, {t.unit.group.name: t.shape for t in targets}, targets[0].form, size / dense)
+            variants["allocated"] = [chosen[t.unit.group.name] for t in targets]
+
+    on_search = sum(chunk.baseline for chunk in chunks) / len(chunks)
+    rows = [{"ranks": "dense", "stored": dense, "kept": 1.0, "search": on_search, "test": test.baseline}]
+    for name, chosen in variants.items():
+        tail = Tail(job.model, storage_dtype(job.model))
+        tail.reach(min(target.unit.group.layer for target in targets))
+        for target, rank in zip(targets, chosen, strict=True):
+            if rank is not None:
+                tail.install(target.replacement(rank, job))
+        stored = sum(target.cost(rank) for target, rank in zip(targets, chosen, strict=True))
+        on_search = sum(chunk.measure(tail.first, tail.layers) for chunk in chunks) / len(chunks)
+        on_test = test.measure(tail.first, tail.layers)
+        rows.append({"ranks": name, "stored": stored, "kept": stored / dense, "search": on_search, "test": on_test})
+    return rows
+
+
+def uniform_ranks(targets: Sequence[Target], size: int) -> list[int | None]:
+    """The smallest same fraction of every target that stores at least `size` numbers: the control never has less."""
+
+    def at(keep: float) -> list[int | None]:
+        ranks = [rank_at(keep, *target.shape, target.form) for target in targets]
+        return [r if t.cost(r) < t.cost(None) else None for t, r in zip(targets, ranks, strict=True)]
+
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        keep = (low + high) / 2
+        stored = sum(target.cost(rank) for target, rank in zip(targets, at(max(keep, 1e-9)), strict=True))
+        low, high = (keep, high) if stored < size else (low, keep)
+    return at(high)

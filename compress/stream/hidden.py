@@ -1,0 +1,100 @@
+"""Hidden states of all calibration tokens at one depth, and those before each layer in files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compress.stream.taps import Collector
+
+
+class Hidden:
+    """Hidden states of all calibration tokens at one depth, in batches, with the layers' call arguments by batch shape."""
+
+    def __init__(
+        self, states: list[Tensor], calls: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]]
+    ) -> None:
+        self.states = states  # (batch, length, d_model) each
+        self.calls = calls
+
+    @property
+    def tokens(self) -> int:
+        return sum(s.shape[0] * s.shape[1] for s in self.states)
+
+    @torch.no_grad()
+    def advance(
+        self,
+        layer: nn.Module,
+        index: int,
+        name: str,
+        statistics: Collector | None = None,
+        tick: Callable[[], None] | None = None,
+    ) -> None:
+        """Run every batch through the resident layer, in place. Raises ValueError naming the layer where values are not
+        finite.
+        """
+        start = 0
+        for position, state in enumerate(self.states):
+            args, kwargs = self.calls[tuple(state.shape[:2])][index]
+            if statistics is not None:
+                statistics.start = start
+            out = layer(state, *args, **kwargs)
+            out = out[0] if isinstance(out, tuple) else out
+            if not bool(torch.isfinite(out).all()):
+                raise ValueError(
+                    f"{name}: NaN or Inf activations in calibration batch {position}; use dtype float32 or other text"
+                )
+            self.states[position] = out
+            start += state.shape[0] * state.shape[1]
+            if tick is not None:
+                tick()
+
+    def retreat(
+        self,
+        layer: nn.Module,
+        index: int,
+        gradients: list[Tensor],
+        statistics: Collector,
+        tick: Callable[[], None] | None = None,
+    ) -> None:
+        """With the states entering the resident layer and the gradients leaving it, feed both kinds of statistics.
+
+        `gradients` is replaced in place by those entering the layer.
+        """
+        start = 0
+        for position, state in enumerate(self.states):
+            args, kwargs = self.calls[tuple(state.shape[:2])][index]
+            statistics.start = start
+            leaf = state.detach().requires_grad_()
+            out = layer(leaf, *args, **kwargs)
+            out = out[0] if isinstance(out, tuple) else out
+            (gradients[position],) = torch.autograd.grad(out, leaf, gradients[position])
+            start += state.shape[0] * state.shape[1]
+            if tick is not None:
+                tick()
+
+
+class Boundaries:
+    """The hidden states before each layer, in files, so that a backward sweep needs neither all of them in memory nor a
+    rerun.
+    """
+
+    def __init__(self, folder: Path, hidden: Hidden) -> None:
+        self.folder, self.hidden = folder, hidden
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, index: int) -> None:
+        save_file({f"{i:06d}": state for i, state in enumerate(self.hidden.states)}, self.folder / f"{index}.safetensors")
+
+    def load(self, index: int) -> None:
+        states = load_file(self.folder / f"{index}.safetensors")
+        self.hidden.states = [states[name] for name in sorted(states)]
+
+    def delete(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,212 @@
+"""A forward pass with one decoder layer resident: hidden states move, weights come and go, hooks feed the statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.architecture import Architecture, architecture
+from compress.checkpoint.shards import Shards
+from compress.stream.hidden import Hidden
+
+
+class _Inject(nn.Module):
+    """Stands for the layer before a cached depth: returns the cached hidden states, whatever it is given."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        return self.hidden
+
+
+class _Recorder(nn.Module):
+    """Stands for one decoder layer in the dry pass: keeps what the model hands it, passes the hidden states through."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._like = (layer,)  # attributes some models read from their layers; in a tuple, so it is no submodule
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._like[0], name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.call = (args, kwargs)
+        self.hidden = hidden_states
+        return hidden_states
+
+
+class StreamedModel:
+    """A causal language model on the meta device whose parts are loaded on demand.
+
+    Weights are computed with in `dtype` (float32 by default, whatever the checkpoint stores), one decoder layer at a time.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        from accelerate import init_empty_weights
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        self.config = AutoConfig.from_pretrained(folder)
+        if getattr(self.config, "quantization_config", None):
+            raise ValueError(f"{folder} is already compressed or quantized; fit a recipe on the original model")
+        self.architecture: Architecture = architecture(self.config.model_type)
+        self.shards = Shards(folder)
+        self.dtype = dtype
+        with init_empty_weights(include_buffers=False):
+            self.model: Any = AutoModelForCausalLM.from_config(self.config, dtype=dtype).eval()
+        self._missing_prefix = self._find_prefix()
+        layers = self.model.get_submodule(self.architecture.layers)
+        self.layers: list[nn.Module] = list(layers)
+        self._container: nn.ModuleList = layers
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    def _find_prefix(self) -> str:
+        """The base prefix where the checkpoint's names lack it (saved from a model without a head), else empty."""
+        prefix = self.architecture.base_prefix + "."
+        return "" if any(name.startswith(prefix) for name in self.shards) else prefix
+
+    def stored_name(self, name: str) -> str:
+        """The name a parameter of the whole model has in the checkpoint's files."""
+        head, stored = self.architecture.head + ".", self.architecture.stored_head + "."
+        if name.startswith(head):
+            return stored + name.removeprefix(head)
+        return name.removeprefix(self._missing_prefix)
+
+    def full_name(self, stored: str) -> str:
+        """The name a stored tensor has in the whole model."""
+        head = self.architecture.stored_head + "."
+        if stored.startswith(head):
+            return f"{self.architecture.head}.{stored.removeprefix(head)}"
+        return self._missing_prefix + stored
+
+    def layer_weights(self, index: int) -> dict[str, Tensor]:
+        """The layer's tensors as stored, by full name."""
+        prefix = self.architecture.layer(index) + "."
+        stored = self.shards.under(self.stored_name(prefix))
+        return {prefix + name.removeprefix(self.stored_name(prefix)): value for name, value in stored.items()}
+
+    @contextmanager
+    def resident(self, index: int) -> Iterator[nn.Module]:
+        """The decoder layer with its weights, in `dtype`; on exit they are dropped again."""
+        layer = self.layers[index]
+        prefix = self.architecture.layer(index) + "."
+        self._load(layer, {k.removeprefix(prefix): v for k, v in self.layer_weights(index).items()}, prefix)
+        try:
+            yield layer
+        finally:
+            _release(layer)
+
+    def _load(self, module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+        """Assign stored tensors; buffers that are computed, not stored, are left alone. Names the module where values are not
+        finite.
+        """
+        own = module.state_dict()
+        missing = sorted(own.keys() - tensors.keys())
+        if missing:
+            raise ValueError(
+                f"{self.shards.folder}: no tensor {name}{missing[0]}; the folder does not hold the model config.json names"
+            )
+        for key in own:
+            if not bool(torch.isfinite(tensors[key]).all()):
+                raise ValueError(f"{name}{key} has NaN or Inf weights; mend the checkpoint before compressing it")
+        module.load_state_dict({k: tensors[k].to(self.dtype) for k in own}, strict=True, assign=True)
+
+    def _load_named(self, names: Iterable[str]) -> None:
+        for name in names:
+            module = self.model.get_submodule(name)
+            own = module.state_dict()
+            if own:
+                stored = {k: self.shards.tensor(self.stored_name(f"{name}.{k}")) for k in own}
+                self._load(module, stored, f"{name}.")
+
+    @torch.no_grad()
+    def embed(self, tokens: Tensor, batch: int) -> Hidden:
+        """Tokens (n, length) → hidden states before layer 0 and what each layer is called with."""
+        self._load_named(self._outside_layers())
+        recorders = [_Recorder(layer) for layer in self.layers]
+        base = self.model.get_submodule(self.architecture.base_prefix)
+        states: list[Tensor] = []
+        calls: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        with self._layers_as(recorders):
+            for part in tokens.split(batch):
+                base(input_ids=part, use_cache=False)
+                states.append(recorders[0].hidden.clone())
+                if tuple(part.shape) not in calls:
+                    calls[tuple(part.shape)] = [r.call or ((), {}) for r in recorders]
+        for name in self._outside_layers():
+            _release(self.model.get_submodule(name))
+        return Hidden(states, calls)
+
+    @contextmanager
+    def _layers_as(self, layers: Sequence[nn.Module]) -> Iterator[None]:
+        """Other modules in the decoder layers' place."""
+        parent, _, child = self.architecture.layers.rpartition(".")
+        owner = self.model.get_submodule(parent)
+        setattr(owner, child, nn.ModuleList(layers))
+        try:
+            yield
+        finally:
+            setattr(owner, child, self._container)
+
+    def load_head(self) -> None:
+        """Make everything outside the layers resident; a tied head gets the embeddings' weights."""
+        self._load_named(self._outside_layers())
+        head = self.model.get_submodule(self.architecture.head)
+        if self.stored_name(f"{self.architecture.head}.weight") in self.shards:
+            self._load_named([self.architecture.head])
+        else:
+            head.weight = self.model.get_input_embeddings().weight
+
+    def logits_from(self, hidden: Tensor, tokens: Tensor, layers: Sequence[nn.Module] = ()) -> Tensor:
+        """Logits (batch, length, vocabulary) of hidden states that enter the last `len(layers)` layers, through the stock
+        model.
+
+        `load_head` must have been called; gradients flow back to `hidden`.
+        """
+        depth = self.n_layers - len(layers)
+        before = [_Inject(hidden)] * depth  # layers that pick their mask by index keep their index
+        if depth == 0:
+            raise ValueError("hidden states entering layer 0 are the embeddings: run the model itself")
+        with self._layers_as([*before, *layers]):
+            return self.model(input_ids=tokens, use_cache=False).logits
+
+    def gradients_at_top(self, hidden: Hidden, tokens: Tensor) -> list[Tensor]:
+        """∂ Σ nll / ∂ hidden states after the last layer, in the batches of its states."""
+        self.load_head()
+        out = []
+        parts = tokens.split([s.shape[0] for s in hidden.states])
+        for position, (state, part) in enumerate(zip(hidden.states, parts, strict=True)):
+            leaf = state.detach().requires_grad_()
+            logits = self.logits_from(leaf, part)
+            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum")
+            if not bool(torch.isfinite(loss)):
+                raise ValueError(f"the loss of calibration batch {position} is not finite; use dtype float32 or other text")
+            (gradient,) = torch.autograd.grad(loss, leaf)
+            out.append(gradient)
+        return out
+
+    def _outside_layers(self) -> tuple[str, ...]:
+        """Modules with parameters outside the layers and the head, as the dry pass needs them."""
+        head, layers = self.architecture.head, self.architecture.layers
+        named = [
+            name for name, module in self.model.named_modules() if name and any(True for _ in module.parameters(recurse=False))
+        ]
+        return tuple(n for n in named if n != head and not n.startswith(layers + "."))
+
+
+def _release(module: nn.Module) -> None:
+    """Drop the weights. Not by .to("meta"): that would lose buffers that are computed once and never stored."""
+    module.load_state_dict({k: torch.empty_like(v, device="meta") for k, v in module.state_dict().items()}, assign=True)

@@ -1,0 +1,239 @@
+"""sympy ⇄ a JSON tree that is safe to read from disk.
+
+A tree is a nested list, `["add", ["mul", ["param", 0], ["var", 3]], ["int", 2]]`: the name of a primitive operation and its
+arguments. Numbers a fit may tune are `["param", k]`, entry k of a vector stored as a tensor; integers and small fractions stay
+in the tree, because an exponent that drifted off 2 would turn negative bases into NaN. Nothing here parses text.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import sympy
+from sympy.printing.latex import latex
+from sympy.printing.str import sstr
+
+from compress.symbolic.operations import LEAVES, OPERATIONS, PRIMITIVES, Tree, apply, operation
+
+__all__ = ["OPERATIONS", "Tree", "check_tree", "complexity", "from_tree", "join", "symbols", "to_latex", "to_text", "to_tree"]
+
+MAX_NODES = 10_000
+MAX_DEPTH = 100  # sympy's printers recurse; JSON and copy.deepcopy too
+MAX_INTEGER = 2**53  # what a float64 holds exactly
+_MAX_DENOMINATOR = 1000  # a "small fraction"; others become parameters
+
+_READS = {row.sympy: row.name for row in OPERATIONS.values() if isinstance(row.sympy, type)}
+T = TypeVar("T")
+
+
+def symbols(count: int, prefix: str = "z") -> tuple[sympy.Symbol, ...]:
+    """z0, z1, …: real, so that sympy's own rewriting stays within real arithmetic (√x² = |x|)."""
+    return tuple(sympy.Symbol(f"{prefix}{i}", real=True) for i in range(count))
+
+
+def fold(root: T, children: Callable[[T], Sequence[T]], visit: Callable[[T, list[Any]], Any]) -> Any:
+    """Post-order without recursion: `visit(node, results of its children)`; the result for the root."""
+    order, stack = [], [(root, children(root))]
+    while stack:
+        node, below = stack.pop()
+        order.append((node, len(below)))
+        stack.extend((child, children(child)) for child in below)
+    results: list[Any] = []
+    for node, count in reversed(order):  # reversed pre-order from the right is post-order from the left
+        split = len(results) - count
+        results[split:] = [visit(node, results[split:])]
+    return results[0]
+
+
+def tree_children(node: Tree) -> list[Tree]:
+    return [] if node[0] in LEAVES else node[1:]
+
+
+def to_tree(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> tuple[Tree, list[float]]:
+    """Tree and constants of a real expression; equal constants share one parameter.
+
+    Parts without a variable become one number. Raises ValueError for a symbol that is not given, a function without operator in
+    torch and ONNX, a part that is complex or not finite, and an expression beyond the limits.
+
+    >>> x, y = sympy.symbols("x y", real=True)
+    >>> to_tree(2 * x + sympy.Float(0.5) * sympy.sin(y), [x, y])
+    (['add', ['mul', ['int', 2], ['var', 0]], ['mul', ['param', 0], ['sin', ['var', 1]]]], [0.5])
+    """
+    position = {symbol: i for i, symbol in enumerate(symbols)}
+    constants: dict[float, int] = {}
+
+    def visit(node: Any, args: list[Tree]) -> Tree:
+        if node in position:
+            return ["var", position[node]]
+        if node is sympy.S.NaN:
+            return ["nan"]
+        if not node.free_symbols:
+            return _number(node, constants)
+        if isinstance(node, sympy.Piecewise):
+            return _piecewise(node, args)
+        name = _READS.get(node.func)
+        if name is None:
+            what = f"the symbol {node}" if isinstance(node, sympy.Symbol) else f"{node.func.__name__}(…)"
+            raise ValueError(f"{what} cannot be exported; known are the symbols {list(position)} and {', '.join(PRIMITIVES)}")
+        return apply(name, *args)
+
+    root: Any = sympy.sympify(expression, strict=True)  # strict: objects and numbers only, a string is refused, never parsed
+    if root.has(sympy.ITE):  # sympy's rewriting of a condition about a Piecewise
+        root = root.replace(sympy.ITE, lambda c, a, b: (c & a) | (~c & b))
+    tree = fold(root, _sympy_children, visit)
+    check_tree(tree, len(position), len(constants))
+    return tree, list(constants)
+
+
+def _sympy_children(node: Any) -> list[Any]:
+    if not node.free_symbols:
+        return []
+    if isinstance(node, sympy.Piecewise):
+        return [part for pair in node.args for part in pair.args]
+    if isinstance(node, sympy.Pow) and node.exp.is_Float and float(2 * node.exp).is_integer():
+        return [node.base, sympy.Rational(int(2 * node.exp), 2)]
+    return list(node.args)
+
+
+def _number(node: Any, constants: dict[float, int]) -> Tree:
+    """A leaf for an expression without variables."""
+    if node.is_Integer and abs(int(node)) <= MAX_INTEGER:
+        return ["int", int(node)]
+    if node.is_Rational and abs(node.p) <= MAX_INTEGER and 1 < node.q <= _MAX_DENOMINATOR:
+        return ["rational", int(node.p), int(node.q)]
+    if isinstance(node, sympy.logic.boolalg.BooleanAtom):
+        return ["bool", bool(node)]
+    value = node.evalf(17)
+    if not value.is_real or not value.is_finite or not math.isfinite(float(value)):
+        raise ValueError(f"{reprlib.repr(node)} is not a finite real number")
+    return ["param", constants.setdefault(float(value), len(constants))]
+
+
+def _piecewise(node: sympy.Piecewise, args: list[Tree]) -> Tree:
+    """Nested `where`; what no condition covers is NaN, as in numpy."""
+    tree: Tree = ["nan"]
+    for value, condition in zip(args[-2::-2], args[::-2], strict=True):
+        tree = value if condition == ["bool", True] else ["where", condition, value, tree]
+    return tree
+
+
+def from_tree(tree: Tree, symbols: Sequence[sympy.Symbol], constants: Sequence[float], evaluate: bool = False) -> sympy.Expr:
+    """The expression of a tree. Untrusted trees need `evaluate=False`: sympy would compute exp(exp(10⁹)) to the last digit.
+
+    Raises ValueError as `check_tree` does, and for constants that are not finite.
+    """
+    check_tree(tree, len(symbols), len(constants))
+    if any(not math.isfinite(c) for c in constants):
+        raise ValueError("constants must be finite numbers")
+
+    def visit(node: Tree, args: list[Any]) -> Any:
+        match node:
+            case ["var", i]:
+                return symbols[i]
+            case ["param", k]:
+                return sympy.Float(constants[k])
+            case ["int", n]:
+                return sympy.Integer(n)
+            case ["rational", p, q]:
+                return sympy.Rational(p, q)
+            case ["nan"]:
+                return sympy.S.NaN
+            case [name, *_]:
+                make = PRIMITIVES[name].sympy
+                assert make is not None
+                return make(*args, evaluate=evaluate)
+
+    return fold(tree, tree_children, visit)
+
+
+def check_tree(tree: Any, n_inputs: int, n_constants: int) -> None:
+    """Raises ValueError where `tree` is not a well-formed real expression; never recurses, stops at MAX_NODES."""
+    stack, nodes = [(tree, 1, "real")], 0
+    while stack:
+        node, depth, kind = stack.pop()
+        nodes += 1
+        if nodes > MAX_NODES:
+            raise ValueError(f"the expression has more than {MAX_NODES} nodes; fit a simpler one")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"the expression is nested deeper than {MAX_DEPTH}; fit a simpler one")
+        if type(node) is not list or not node or type(node[0]) is not str:
+            raise ValueError(f"expected a list that starts with an operation's name, got {reprlib.repr(node)}")
+        if len(node) > MAX_NODES:
+            raise ValueError(f"the expression has more than {MAX_NODES} nodes; fit a simpler one")
+        name, args = node[0], node[1:]
+        if name in LEAVES:
+            _check_leaf(node, {"var": n_inputs, "param": n_constants}.get(name))
+            gives = "real"
+        else:
+            row = operation(name)
+            if row.composed is not None:
+                raise ValueError(
+                    f"{name!r} is not a primitive; write it as {apply(name, *[['var', i] for i in range(row.least)])}"
+                )
+            if not row.least <= len(args) <= (row.most or MAX_NODES):
+                raise ValueError(f"{name!r} takes {row.arity} argument(s), got {len(args)}")
+            kinds = [*row.takes, *[row.takes[-1]] * (len(args) - len(row.takes))]
+            stack.extend((arg, depth + 1, kind) for arg, kind in zip(args, kinds, strict=False))
+            gives = row.gives
+        if gives != kind:
+            raise ValueError(f"{name!r} is {gives} where a {kind} value is needed")
+
+
+def _check_leaf(node: list[Any], limit: int | None) -> None:
+    name, numbers = node[0], node[1:]
+    if len(numbers) != LEAVES[name] or any(type(n) is not int for n in numbers):
+        raise ValueError(f"{name!r} takes {LEAVES[name]} integer(s), got {reprlib.repr(numbers)}")
+    if any(abs(n) > MAX_INTEGER for n in numbers):
+        raise ValueError(f"{name!r}: integers go up to 2**53, got one with {max(n.bit_length() for n in numbers)} bits")
+    if limit is not None and not 0 <= numbers[0] < limit:
+        raise ValueError(f"{name!r} {numbers[0]} is out of range; there are {limit}, from 0")
+    if name == "rational" and numbers[1] < 1:
+        raise ValueError(f"'rational' needs a positive denominator, got {numbers[1]}")
+
+
+def complexity(tree: Tree, weights: Mapping[str, int] | None = None) -> int:
+    """Nodes of the tree with sums and products counted as binary, 2·z0 + z1 + 1 is 7; `weights` of operations, where not 1."""
+    weights = weights or {}
+    return fold(tree, tree_children, lambda node, below: sum(below) + weights.get(node[0], 1) * max(1, len(below) - 1))
+
+
+def join(parts: Sequence[tuple[Tree, Sequence[float]]]) -> tuple[list[Tree], list[float]]:
+    """Trees over one common vector of constants."""
+    trees, constants = [], []
+    for tree, own in parts:
+        start = len(constants)
+        trees.append(_shifted(tree, start))
+        constants.extend(own)
+    return trees, constants
+
+
+def _shifted(tree: Tree, start: int) -> Tree:
+    def visit(node: Tree, args: list[Tree]) -> Tree:
+        if node[0] == "param":
+            return ["param", node[1] + start]
+        return list(node) if node[0] in LEAVES else [node[0], *args]
+
+    return fold(tree, tree_children, visit)
+
+
+def _rounded(tree: Tree, names: Sequence[str], constants: Sequence[float], digits: int) -> sympy.Expr:
+    shown = [float(f"{c:.{digits}g}") for c in constants]
+    return from_tree(tree, [sympy.Symbol(name, real=True) for name in names], shown)
+
+
+def to_text(tree: Tree, constants: Sequence[float], names: Sequence[str], digits: int = 4) -> str:
+    """One line of mathematics, constants rounded for reading.
+
+    >>> to_text(["sub", ["mul", ["param", 0], ["var", 0]], ["exp", ["var", 1]]], [0.123456], ["z0", "z1"])
+    '0.1235*z0 - exp(z1)'
+    """
+    # Sorting terms would make sympy evaluate numeric parts; the tree's own order is kept.
+    return sstr(_rounded(tree, names, constants, digits), order="none", full_prec=False)
+
+
+def to_latex(tree: Tree, constants: Sequence[float], names: Sequence[str], digits: int = 4) -> str:
+    """The same in LaTeX."""
+    return latex(_rounded(tree, names, constants, digits), order="none")

@@ -1,0 +1,214 @@
+"""A checkpoint as a folder that onnxruntime, optimum and onnxruntime-genai load; agreement with torch is part of the export.
+
+checkpoint ──from_pretrained──► torch model ──trace──► graph ──tidy──► model.onnx (+ .data) ──check, compare──► export.json
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from compress.checkpoint.files import write_json
+from compress.checkpoint.locate import locate
+from compress.checkpoint.writer import copy_tokenizer
+from compress.data import resolve_model
+from compress.loading.quantizer import from_pretrained
+from compress.progress import Progress, silent
+from exporters.onnx import parity, passes
+from exporters.onnx.genai import genai_config
+from exporters.onnx.pivots import fold_small_pivots
+from exporters.onnx.quantize import QUANTIZATIONS, Quantization, quantize_graph, quantized_file
+from exporters.onnx.runtime import CPU, MODEL_FILE, available_providers
+from exporters.onnx.surrogates import attach, surrogates_as_functions
+from exporters.onnx.trace import cache_shapes, check_opset, split_biases, takes_positions, trace
+
+DType = Literal["float32", "float16", "bfloat16"]
+
+EXPORT_VERSION = 1
+# Larger weights go to model.onnx.data, which onnxruntime maps instead of parsing. (A protobuf cannot exceed 2 GiB at all.)
+EXTERNAL_ABOVE = 256 * 1024**2
+_UNFOLDED = "unfolded.onnx"  # what quantizers read: they want weights, not products of weights
+_STAGES = ("load", "trace", "write", "check", "compare", "quantize")
+_VERSIONS = ("compress", "torch", "transformers", "onnx", "onnxruntime", "onnxscript")
+
+
+def export_onnx(
+    checkpoint: Path | str,
+    out: Path,
+    *,
+    dtype: DType = "float32",
+    opset: int = 23,
+    quantize: Quantization | None = None,
+    inline_functions: bool = False,
+    verify: bool = True,
+    tolerance: float | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write `out`/model.onnx with KV cache in and out, and what its clients read; return the report, also in `out`/export.json.
+
+    Args:
+        checkpoint: a compressed or a plain HuggingFace folder.
+        out: the folder to write; it appears complete, or (on an error) not at all, or as it was.
+        dtype: of weights and cache; logits are float32. onnxruntime's CPU provider has no bfloat16.
+        opset: 23 has native attention, normalization and rotary embedding; 20 suits older runtimes.
+        quantize: "int8" or "int4" MatMuls in a second graph, model_int8.onnx or model_int4.onnx, which genai_config.json then
+            names; how far its logits move is reported, not judged.
+        inline_functions: leave no local functions in the graph, for runtimes that refuse them (OpenVINO).
+        verify: compare with torch on every provider here.
+        tolerance: allowed |Δlogit| / max(1, |logit|); by default 1e-4 in float32, 2e-2 in float16, 1e-1 in bfloat16. In half
+            precision what torch itself loses against float32 arithmetic on the same weights is allowed in addition.
+        progress: called with a description and the number of stages.
+
+    Raises ValueError for options that cannot be, RuntimeError where the graph and torch disagree.
+    """
+    _check(dtype, opset, quantize)
+    source = locate(resolve_model(str(checkpoint)))
+    clock = _Clock(progress)
+    out.mkdir(parents=True, exist_ok=True)
+    with _staged(out) as stage:
+        with clock("load"):
+            model = from_pretrained(source, dtype=getattr(torch, dtype)).eval()
+            split_biases(model)
+            layers = cache_shapes(model)
+        with clock("trace"), surrogates_as_functions(model) as programs:
+            graph = trace(model, opset)
+        attach(graph, programs)
+        passes.tidy(graph, _parameters(model), inline_functions=inline_functions)
+        with clock("write"):
+            if quantize:
+                _save(graph, stage / _UNFOLDED)
+            folded = fold_small_pivots(graph)
+            _save(graph, stage / MODEL_FILE)
+            _write_configs(source, stage)
+            file = quantized_file(quantize) if quantize else MODEL_FILE
+            write_json(stage / "genai_config.json", genai_config(model, layers, positions=takes_positions(model), file=file))
+        with clock("check"):
+            onnx.checker.check_model(stage / MODEL_FILE, full_check=True)  # by path: beyond 2 GiB nothing else works
+        report: dict[str, Any] = {
+            "export_version": EXPORT_VERSION,
+            "model_type": model.config.model_type,
+            "dtype": dtype,
+            "opset": graph.opset_imports[""],
+            "nodes": len(graph.graph),
+            "functions": [name for _, name, _ in graph.functions],
+            "folded_at_load": folded,
+        }
+        with clock("compare"):
+            given = _reference(model, source) if verify or quantize else None
+            if verify and given:
+                report["tolerance"] = parity.TOLERANCE[dtype] if tolerance is None else tolerance
+                report["parity"] = _judged(given, stage, dtype, report["tolerance"])
+        with clock("quantize"):
+            if quantize and given:
+                report["quantized"] = quantize_graph(stage, quantize, given, source=_UNFOLDED)
+                for path in stage.glob(f"{_UNFOLDED}*"):
+                    path.unlink()
+        report |= {
+            "bytes": {path.name: path.stat().st_size for path in sorted(stage.glob("*.onnx*"))},
+            "seconds": clock.seconds,
+            "versions": {name: version(name) for name in _VERSIONS},
+        }
+        write_json(stage / "export.json", report)
+    return report
+
+
+def _check(dtype: str, opset: int, quantize: str | None) -> None:
+    """Raises ValueError for options that cannot be, before anything is read."""
+    if dtype not in parity.TOLERANCE:
+        raise ValueError(f"unknown dtype {dtype!r}; there are {', '.join(parity.TOLERANCE)}")
+    if quantize is not None and quantize not in QUANTIZATIONS:
+        raise ValueError(f"unknown quantization {quantize!r}; there are {', '.join(QUANTIZATIONS)}")
+    if quantize is not None and dtype != "float32":
+        raise ValueError(f"{quantize} is made from a float32 graph, not {dtype}; leave the dtype out")
+    check_opset(opset)
+
+
+def _reference(model: Any, source: Path) -> parity.Reference:
+    return parity.reference(model, parity.passage_tokens(source, model.config.vocab_size))
+
+
+def _judged(given: parity.Reference, folder: Path, dtype: str, tolerance: float) -> dict[str, Any]:
+    """Comparisons by provider. Raises RuntimeError naming the numbers of every breach."""
+    measured: dict[str, Any] = {}
+    breaches = []
+    for provider in available_providers():
+        try:
+            measured[provider] = parity.compare(given, folder, provider)
+        except Exception as error:
+            if provider == CPU and dtype == "float32":
+                raise
+            # Only loading the graph shows that a provider has no kernels for a half precision, or lacks its libraries.
+            measured[provider] = {"not_run": str(error).splitlines()[0]}
+            continue
+        if found := parity.breach(measured[provider], provider, dtype, tolerance):
+            breaches.append(found)
+    if breaches:
+        raise RuntimeError(
+            f"the exported graph does not compute what the checkpoint computes: {'; '.join(breaches)}. Nothing was written. "
+            "Try another opset, a larger tolerance if you can accept it, or verify=False to look at the graph"
+        )
+    return measured
+
+
+def _save(graph: ir.Model, path: Path) -> None:
+    size = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
+    ir.save(graph, path, external_data=f"{path.name}.data" if size > EXTERNAL_ABOVE else None)
+
+
+def _write_configs(source: Path, out: Path) -> None:
+    """config.json of the plain architecture (a client's own transformers knows no plan), generation config and tokenizer."""
+    config = json.loads((source / "config.json").read_text())
+    for key in ("quantization_config", "auto_map"):
+        config.pop(key, None)
+    write_json(out / "config.json", config)
+    copy_tokenizer(source, out)
+    tokenizer = out / "tokenizer_config.json"
+    if tokenizer.is_file():
+        declared = json.loads(tokenizer.read_text())
+        if declared.get("tokenizer_class") == "TokenizersBackend":  # the name of transformers 5 for the same thing
+            write_json(tokenizer, declared | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _parameters(model: torch.nn.Module) -> list[str]:
+    return [*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers())]
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A folder inside `out` whose files move to `out` at the end, export.json last; on an error none of them does."""
+    stage = Path(tempfile.mkdtemp(prefix=".export.", dir=out))
+    try:
+        yield stage
+        (out / "export.json").unlink(missing_ok=True)
+        for stale in out.glob("*.onnx*"):
+            stale.unlink()
+        for path in sorted(stage.iterdir(), key=lambda p: p.name == "export.json"):
+            path.replace(out / path.name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+class _Clock:
+    """Seconds by stage, and one advance of the progress per stage."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._tick = (progress or silent)("export onnx", len(_STAGES))
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - start, 3)
+        self._tick()

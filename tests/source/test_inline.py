@@ -1,0 +1,30 @@
+"""Copied source stands alone: everything a class needs comes with it, once and in order."""
+
+import pytest
+from torch import nn
+
+from compress.nn import KINDS
+from compress.source.inline import import_block, inline
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copied_kind_compiles_with_its_imports_alone(kind):
+    copied = inline([KINDS[kind]])
+    text = "from __future__ import annotations\n\n" + import_block(copied.imports) + "\n\n\n" + copied.text + "\n"
+    compile(text, kind, "exec", dont_inherit=True)
+    assert "compress" not in import_block(copied.imports)
+    assert list(copied.definitions)[-1] == KINDS[kind].__name__, "what it needs stands above it"
+
+
+def test_what_two_classes_share_is_copied_once():
+    copied = inline([KINDS["identity_mlp"], KINDS["zero_mlp"]])
+    assert list(copied.definitions) == ["Occupied", "IdentityMLP", "ZeroMLP"]
+    assert copied.text.count("class Occupied") == 1
+
+
+def test_a_class_inside_a_function_is_refused():
+    class Inner(nn.Module):
+        pass
+
+    with pytest.raises(ValueError, match="Inner is not defined at the top of"):
+        inline([Inner])
