@@ -10,7 +10,6 @@ from typing import Any
 from compress.loading.hook import install as _install
 from compress.version import __version__
 
-
 _PUBLIC = {
     "fit": "compress.fitting.run",
     "load_recipe": "compress.recipe",

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import onnx
 import onnx_ir as ir
 import torch
-from exporters.onnx.program import onnx_nodes
 from torch import Tensor, nn
 
 from compress.nn.symbolic import ExpressionProgram
 from compress.symbolic.program import Program
+from exporters.onnx.program import onnx_nodes
 
 DOMAIN = "compress"
 

@@ -55,7 +55,7 @@ def child(recipe: str) -> None:
     from transformers import AutoModelForCausalLM  # noqa: F401
 
     from compress.clock import resident_mib
-    from compress.fitting import run  # noqa: F401
+    from compress.fitting import run
     from compress.loading import remote_code  # noqa: F401
     from compress.recipe import load_recipe
 

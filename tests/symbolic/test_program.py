@@ -15,7 +15,6 @@ import onnxruntime
 import pytest
 import sympy
 import torch
-from exporters.onnx.program import onnx_nodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import N_CONSTANTS, N_INPUTS, constants, example, points, trees, value
@@ -27,6 +26,7 @@ from compress.symbolic.expression import from_tree, symbols
 from compress.symbolic.operations import OPERATIONS, PRIMITIVES, apply
 from compress.symbolic.program import Program
 from compress.symbolic.torch_source import torch_source
+from exporters.onnx.program import onnx_nodes
 
 X, Y, Z = (["var", i] for i in range(3))
 C0 = ["param", 0]
