@@ -17,7 +17,7 @@ from compress.version import FORMAT_VERSION, QUANT_METHOD
 
 
 class ModuleSpec(BaseModel):
-    """One replaced module: its dotted name in the full model, the runtime kind (a key of `compress.nn.KINDS`) and its
+    """One replaced module: its dotted name in the full model, the runtime kind (a name in `compress.kinds`) and its
     options.
     """
 

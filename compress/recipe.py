@@ -24,8 +24,6 @@ from compress.architecture import Architecture
 from compress.data import TextSource
 from compress.validation import explain, nearest
 
-Control = Literal["identity", "zero", "mean", "pca", "affine"]
-
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -133,7 +131,7 @@ class Evaluation(_Section):
     texts: dict[str, TextSource] = Field(default_factory=dict, description="named texts; perplexity of each is reported")
     length: Annotated[int, Field(ge=2)] = Field(default=256, description="window length in tokens")
     sequences: Annotated[int, Field(ge=1)] | None = Field(default=None, description="at most this many windows per text")
-    controls: list[Control] = Field(
+    controls: list[str] = Field(
         default_factory=list,
         description="for MLP steps: the same layers replaced by identity, zero, mean, pca (PCA-only), "
         "or affine (an affine map through the same latents; of residual_mlp, its own map alone)",
@@ -146,6 +144,15 @@ class Evaluation(_Section):
             value = {Path(value).stem: value}
         if isinstance(value, Mapping):
             return {k: {"text": v} if isinstance(v, str) else v for k, v in value.items()}
+        return value
+
+    @field_validator("controls")
+    @classmethod
+    def _known_controls(cls, value: list[str]) -> list[str]:
+        known = [control for name in methods.names() for control in methods.load(name).controls]
+        for control in value:
+            if control not in known:
+                raise ValueError(f"unknown control {control!r}; {nearest(control, sorted(known))}")
         return value
 
     def source(self, name: str) -> TextSource:

@@ -49,6 +49,16 @@ class Registry(Generic[T]):
                 self._loaded[name] = self._only_class(own[name])
         return self._loaded[name]
 
+    def register(self, name: str, member: type[T]) -> None:
+        """Add a class by hand, for this process: from a notebook, or a test."""
+        self._others()
+        self._loaded[name] = member
+        self._own()[name] = member.__module__
+
+    def unregister(self, name: str) -> None:
+        """Take back what `register` added."""
+        del self._loaded[name], self._own()[name]
+
     def forget(self) -> None:
         """Look again at the next call: packages may have come or gone."""
         self._loaded.clear()

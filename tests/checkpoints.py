@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from compress import kinds as kind_registry
 from compress.architecture import ARCHITECTURES, architecture
-from compress.loading.quantizer import apply_plan, attach_plan
+from compress.kinds.contract import Finite, Kind
+from compress.loading.modules import apply_plan
+from compress.loading.quantizer import attach_plan
 from compress.methods.base import Group
 from compress.methods.mlp._shared import mlp_chain
 from compress.plan import ModuleSpec, Plan
@@ -148,7 +152,7 @@ def random_plan(model: Any, *kinds: str) -> Plan:
             modules = tuple(f"{layer}.{name}" for name in row.mlp)
             specs = {n: s for n, s in specs.items() if not any((n + ".").startswith(m + ".") for m in modules)}
             outer = ModuleSpec(module=modules[-1], kind=kind, options=_mlp_options(kind, row.mlp_outer))
-            specs |= {s.module: s for s in mlp_chain(Group(kind, 0, from_end, modules), outer)}
+            specs |= {s.module: s for s in mlp_chain(Group(kind, 0, from_end, modules), kind_registry.of(outer))}
         else:
             raise ValueError(f"unknown kind {kind!r}; there are {', '.join((*LINEAR_KINDS, *ATTENTION_KINDS, *MLP_KINDS))}")
     return Plan(modules=tuple(specs.values()))
@@ -243,7 +247,7 @@ def with_plan(folder: Path, model: Any, plan: Plan, seed: int = 0) -> Path:
 
 
 class ScaledLinear(nn.Module):
-    """Stands for a kind that keeps the linear it replaces; tests add it to `compress.nn.KINDS` and `WRAPPERS`."""
+    """The runtime of a kind that keeps the linear it replaces."""
 
     def __init__(self, original: nn.Module, factor: float) -> None:
         super().__init__()
@@ -252,6 +256,27 @@ class ScaledLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.original(x) * self.factor
+
+
+class Scaled(Kind):
+    """A kind that keeps the linear it replaces; tests register it."""
+
+    kind = "scaled_linear"
+    replaces = "linear"
+    runtime = ScaledLinear
+    wraps = True
+
+    factor: Finite
+
+
+@contextmanager
+def scaled_kind() -> Iterator[None]:
+    """Inside, `scaled_linear` is a kind like any other."""
+    kind_registry.registry.register("scaled_linear", Scaled)
+    try:
+        yield
+    finally:
+        kind_registry.registry.unregister("scaled_linear")
 
 
 _BLOCKER = """\

@@ -9,62 +9,65 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Top to bottom: a file may import only from rows below its own, or from files of its own package row.
-TABLE = [
-    ["compress.__main__"],
-    ["compress.cli"],
-    ["compress.searching"],
-    ["compress.explaining", "compress.reporting"],
-    ["compress.fitting", "compress.measuring"],
-    ["compress.evaluating"],
-    ["exporters"],
-    ["compress.stream"],
-    ["compress.recipe"],
-    ["compress.methods"],
-    ["compress.loading"],
-    ["compress.regression", "compress.source"],
-    ["compress.symbolic", "compress.checkpoint", "compress.numerics"],
-    ["compress.data", "compress.validation", "compress.architecture", "compress.plan", "compress.registry"],
-    ["compress.nn", "compress.novella", "compress.clock", "compress.progress", "compress.version"],
-    ["compress"],
+# Floors, top to bottom: a room's files import from rooms on floors below, and from files of the same room.
+FLOORS = [
+    ["__main__"],
+    ["cli"],
+    ["searching", "explaining"],
+    ["reporting", "fitting", "measuring"],
+    ["evaluating"],
+    ["exporters", "recipe", "stream"],
+    ["methods", "loading"],
+    ["kinds", "regression"],
+    ["symbolic", "source", "checkpoint", "numerics", "data", "registry", "plan"],
+    ["nn", "novella", "architecture", "clock", "progress", "validation", "version"],
 ]
 
 
-def row(module: str) -> int:
-    matches = [
-        (len(name), index)
-        for index, names in enumerate(TABLE)
-        for name in names
-        if module == name or module.startswith(name + ".")
-    ]
-    best = max(matches, default=None)
-    assert best is not None, f"{module} is in no row of the import table"
-    if best[1] == len(TABLE) - 1 and module != "compress":
-        pytest.fail(f"{module} is in no row of the import table; add it")
-    return best[1]
+def room(module: str) -> str:
+    """The first folder or file below `compress`; `exporters` is one room."""
+    top, *rest = module.split(".")
+    return rest[0] if top == "compress" and rest else top
 
 
-def modules():
+def modules() -> dict[str, Path]:
+    found = {}
     for top in ("compress", "exporters"):
         for path in sorted((ROOT / top).rglob("*.py")):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
             if name != "compress":  # its names are lazy
-                yield name, path
+                found[name] = path
+    return found
 
 
-@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda v: v if isinstance(v, str) else "")
-def test_imports_go_downwards(module, path):
+def imports(path: Path) -> set[str]:
+    """Modules of ours that a file imports anywhere, in functions and for type checking too."""
+    known, names = modules(), set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{a.name}" if node.module == "compress" else node.module for a in node.names]
+            names |= {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in known else node.module for a in node.names}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            if name.split(".")[0] not in ("compress", "exporters") or name.startswith("compress.__"):
-                continue
-            own, other = row(module), row(name)
-            assert own < other or (own == other and TABLE[own] != ["compress"]), f"{module} imports {name}, which is above it"
+            names |= {alias.name for alias in node.names}
+    return {name for name in names if name in known}
+
+
+@pytest.mark.parametrize(("module", "path"), modules().items(), ids=lambda v: v if isinstance(v, str) else "")
+def test_imports_go_downwards(module, path):
+    floor = {name: height for height, names in enumerate(FLOORS) for name in names}
+    for name in imports(path):
+        own, other = room(module), room(name)
+        assert own in floor, f"{own} is on no floor; add it"
+        assert own == other or floor[own] < floor[other], f"{module} imports {name}, which is above it or beside it"
+
+
+def test_no_two_files_import_each_other_in_a_circle():
+    graph = {module: imports(path) for module, path in modules().items()}
+    while leaves := [module for module, below in graph.items() if not below]:
+        for leaf in leaves:
+            del graph[leaf]
+        for below in graph.values():
+            below.difference_update(leaves)
+    assert not graph, f"files in a circle, or above one: {sorted(graph)}"
 
 
 def test_help_loads_no_torch_and_is_quick():

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from compress.architecture import Architecture, architecture
 from compress.checkpoint.units import Artefact
-from compress.loading.quantizer import apply_plan, attach_plan
+from compress.loading.modules import install, within
+from compress.loading.quantizer import attach_plan
 from compress.methods.base import Group
 from compress.methods.mlp.skip_mlp import SkipMLP
 from compress.plan import Plan
@@ -28,11 +29,8 @@ def skip_layers(
         artefact = Artefact({} if means is None else {"mean": means[layer]}, {})
         method = SkipMLP.model_validate({"output": kind.removeprefix("skip-")})
         replacement = method.replace(group, artefact, row)
-        apply_plan(model, Plan(modules=replacement.specs))
-        state = {name: tensor.to(model.dtype) for name, tensor in replacement.tensors.items()}
-        for name, tensor in state.items():
-            owner, _, parameter = name.rpartition(".")
-            setattr(model.get_submodule(owner), parameter, nn.Parameter(tensor.to(model.device), requires_grad=False))
+        find, put = within(model)
+        install(replacement.specs, replacement.tensors, find=find, put=put, stored_in=model.dtype, computed_in=model.dtype)
         specs += replacement.specs
     attach_plan(model, Plan(modules=tuple(specs)))
 

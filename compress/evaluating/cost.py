@@ -6,18 +6,19 @@ literature, so an account says what is kept of the replaced modules and of the w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compress import kinds
 from compress.architecture import Architecture, architecture
-from compress.loading.quantizer import apply_plan
-from compress.nn.linear import SharedLinear
+from compress.kinds.contract import Place
+from compress.loading.modules import apply_plan
 from compress.plan import Plan, read_plan
 
 
@@ -75,11 +76,12 @@ def account(folder: Path, context: int = 256) -> Account:
     """Count a model folder, compressed or plain, for a token that attends to `context` positions."""
     model, original = skeleton(folder), skeleton(folder, Plan())
     # transformers drops the prefix of no causal language model: plan names are names in the whole model
-    replaced = [original.get_submodule(spec.module) for spec in read_plan(folder).modules]
+    plan = read_plan(folder)
+    replaced = [original.get_submodule(spec.module) for spec in plan.modules]
     return Account(
         parameters=count_parameters(model),
         weight_bytes=weight_bytes(folder),
-        multiply_adds=count_multiply_adds(model, context),
+        multiply_adds=count_multiply_adds(model, plan, context),
         baseline_parameters=count_parameters(original),
         replaced_baseline=sum(count_parameters(module) for module in replaced),
     )
@@ -110,51 +112,40 @@ def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in {f for pattern in patterns for f in folder.glob(pattern)})
 
 
-def count_multiply_adds(model: Any, context: int) -> MultiplyAdds:
-    """Count from shapes: a matrix (m, n) costs m·n, an embedding is looked up, a program costs its operations. A shared basis
-    costs one product for each different activation that its modules read.
-
-    A module with a method `multiply_adds(context)` is asked instead, for itself and everything inside; where such a module
-    stands at a layer's attention, the layer's attention products are part of its answer.
-    """
+def count_multiply_adds(model: Any, plan: Plan, context: int) -> MultiplyAdds:
+    """Count from shapes: a matrix (m, n) costs m·n, an embedding is looked up, a replaced module costs what its kind says."""
     row = architecture(model.config.model_type)
+    found = {spec.module: kinds.of(spec) for spec in plan.modules}
     inside = outside = programs = 0
-    products: set[tuple[str, object]] = set()  # (owner of a basis, what it is multiplied with)
-    for name, module in _uncounted(model):
-        own = cast(Any, module)
-        if hasattr(module, "multiply_adds"):
-            cost = int(own.multiply_adds(context))
-        elif hasattr(module, "instructions"):
-            programs += len(own.instructions)
-            cost = 0
+    attending: set[int] = set()  # layers whose attention counts its own products
+    shared: set[tuple[str, object]] = set()
+    for name, module in _uncounted(model, found):
+        if name in found:
+            work = found[name].work(module, Place(name, context, _activation(row, name), shared))
+            programs += work.programs
+            cost = work.matrices
+            if work.attends:
+                attending.add(int(name.removeprefix(row.layers + ".").partition(".")[0]))
         elif isinstance(module, nn.Embedding):
             cost = 0
-        elif isinstance(module, SharedLinear):
-            product = (module.owner or name, _activation(row, name))
-            cost = module.weight.numel() + (product not in products) * module.rank * module.in_features
-            products.add(product)
         else:
             cost = sum(p.numel() for p in module.parameters(recurse=False) if p.ndim == 2)
         if name.startswith(row.layers + "."):
             inside += cost
         else:
             outside += cost
-    layers = model.get_submodule(row.layers)
-    attention = sum(
-        _attention(model.config, index, context)
-        for index, layer in enumerate(layers)
-        if not hasattr(layer.get_submodule(row.attention), "multiply_adds")
-    )
+    layers = len(model.get_submodule(row.layers))
+    attention = sum(_attention(model.config, layer, context) for layer in range(layers) if layer not in attending)
     return MultiplyAdds(context, inside, outside, attention, programs)
 
 
-def _uncounted(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """All modules by name, without those inside a module that counts itself; a shared one comes once for each of its places."""
+def _uncounted(model: nn.Module, replaced: Container[str], prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """All modules by name, without those inside a replaced one, whose kind counts them; a shared one once for each place."""
     yield prefix, model
-    if hasattr(model, "multiply_adds"):
+    if prefix in replaced:
         return
     for name, child in model.named_children():
-        yield from _uncounted(child, f"{prefix}.{name}".lstrip("."))
+        yield from _uncounted(child, replaced, f"{prefix}.{name}".lstrip("."))
 
 
 def _activation(row: Architecture, module: str) -> object:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress import methods
 from compress.fitting import run
 from compress.progress import Progress, silent
 from compress.recipe import Recipe, Step, load_recipe
@@ -15,7 +16,7 @@ from compress.symbolic.expression import to_latex, to_text
 
 
 @dataclass(frozen=True)
-class Expressions:
+class LayerExpressions:
     """The fronts of one layer, one per output, and the index of the candidate that is in the checkpoint."""
 
     layer: int
@@ -36,7 +37,7 @@ class Expressions:
         return "\\begin{align}\n" + " \\\\\n".join(lines) + "\n\\end{align}"
 
 
-def expressions(folder: Path, layer: int | None = None) -> list[Expressions]:
+def expressions(folder: Path, layer: int | None = None) -> list[LayerExpressions]:
     """The fronts of one layer or of all surrogates of a checkpoint. Raises ValueError where the layer has none."""
     job = run.prepare(_recipe(folder))
     material = run.material_of(job)
@@ -44,14 +45,11 @@ def expressions(folder: Path, layer: int | None = None) -> list[Expressions]:
     found = []
     for unit, method in zip(units, run.decided(job, units, material), strict=True):
         artefact = run.artefact_of(job, unit, material)
-        if "fronts" in artefact.metadata:
-            fronts = tuple(Front.from_json(front) for front in artefact.metadata["fronts"])
-            by_hand: Mapping[int, int] = getattr(method, "picks", {}).get(unit.group.layer, {})
-            rules = [by_hand.get(k, getattr(method, "choose", "held_out")) for k in range(len(fronts))]
-            picked = tuple(choose(front, rule) for front, rule in zip(fronts, rules, strict=True))
-            found.append(Expressions(unit.group.layer, fronts, picked))
+        if (of := method.expressions(artefact, unit.group.layer)) is not None:
+            found.append(LayerExpressions(unit.group.layer, of.fronts, of.chosen))
     if not found:
-        raise ValueError(f"{folder} has no expressions; methods with expressions are symbolic_mlp and residual_mlp")
+        having = [name for name in methods.names() if methods.load(name).has_expressions]
+        raise ValueError(f"{folder} has no expressions; methods with expressions are {' and '.join(having)}")
     if layer is None:
         return found
     return [_of_layer(found, layer)]
@@ -68,11 +66,10 @@ def pick(folder: Path, layer: int, output: int, complexity: int, progress: Progr
         raise ValueError(f"layer {layer} has outputs 0 to {len(found.fronts) - 1}; output {output} given")
     choose(found.fronts[output], complexity)
     recipe = _recipe(folder)
-    target = next(u.step for u in run.prepare(recipe).variants["compressed"] if u.group.layer == layer and _has_picks(u.step))
-    picks = {k: dict(v) for k, v in getattr(target.options, "picks", {}).items()}
-    picks.setdefault(layer, {})[output] = complexity
+    units = run.prepare(recipe).variants["compressed"]
+    target = next(unit.step for unit in units if unit.group.layer == layer and unit.method.has_expressions)
     # Through the YAML form, so that only what was set is written back.
-    changed = Step.model_validate({**target.to_yaml(), "picks": picks})
+    changed = Step.model_validate({**target.to_yaml(), **target.options.picked(layer, output, complexity)})
     steps = [changed if step is target else step for step in recipe.steps]
     return run.fit(recipe.model_copy(update={"steps": steps}), progress=progress)
 
@@ -85,15 +82,11 @@ def _recipe(folder: Path) -> Recipe:
     return load_recipe(folder / "recipe.yaml").model_copy(update={"output": folder})
 
 
-def _of_layer(found: Sequence[Expressions], layer: int) -> Expressions:
+def _of_layer(found: Sequence[LayerExpressions], layer: int) -> LayerExpressions:
     for item in found:
         if item.layer == layer:
             return item
     raise ValueError(f"layer {layer} has no expressions; layers with expressions: {', '.join(str(e.layer) for e in found)}")
-
-
-def _has_picks(step: Step) -> bool:
-    return "picks" in type(step.options).model_fields
 
 
 def _names(candidate: Candidate) -> list[str]:

@@ -60,7 +60,7 @@ def load_variant(model: StreamedModel, replacements: Sequence[Replacement], dtyp
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    from compress.loading.quantizer import apply_plan
+    from compress.loading.modules import apply_plan
 
     with init_empty_weights(include_buffers=False):
         whole = AutoModelForCausalLM.from_config(model.config, dtype=dtype).eval()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -186,9 +186,9 @@ class FirstPass:
             for index in self._layers(unit):
                 weights |= self.model.layer_weights(index)
             if self.keep_gradients:
-                for key, value in statistics.items():
-                    if key.startswith("gradient:") and isinstance(value, Moments):
-                        self.gradients.write(key.removeprefix("gradient:"), value)
+                for key, need in self._needs(unit).items():
+                    if need.statistic == "gradient":
+                        self.gradients.write(need.input_of, cast(Moments, statistics[key]))
             started = time.perf_counter()
             log = SearchLog(self.work / "searches" / unit.group.name, unit.group.modules[-1], tick)
             material = Material(unit.group, self.model.architecture, weights, statistics, layer, self.seed, log)

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
+from compress import kinds
+from compress.kinds.contract import Kind, Moves
 from compress.methods.base import Replacement
 from compress.plan import ModuleSpec
 from compress.stream.model import StreamedModel
-
-_KINDS = ("low_rank_linear", "pivoted_linear", "dense_linear")  # what can be rearranged, besides the original linears
 
 
 class _Lazy(Mapping[str, Tensor]):
@@ -44,58 +43,68 @@ def with_free_orders(model: StreamedModel, replacements: Sequence[Replacement]) 
     replacement of the linear they follow.
     """
     out = list(replacements)
-    specs = {spec.module: (index, spec) for index, r in enumerate(out) for spec in r.specs}
+    places = {spec.module: (index, kinds.of(spec)) for index, r in enumerate(out) for spec in r.specs}
     for layer in range(model.n_layers):
         modules = {role: model.architecture.module(layer, role) for role in model.architecture.mlp_roles}
-        kinds = {module: specs[module][1].kind if module in specs else None for module in modules.values()}
-        first = next((modules[r] for r in ("gate", "up") if kinds.get(modules.get(r, "")) == "pivoted_linear"), None)
-        if first is None or any(kind is not None and kind not in _KINDS for kind in kinds.values()):
+        found = {module: places[module][1] if module in places else None for module in modules.values()}
+        leading = (
+            modules[role] for role in ("gate", "up") if (kind := found.get(modules.get(role, ""))) and kind.as_they_come()
+        )
+        if (first := next(leading, None)) is None:
             continue
-        lead = specs[first][0]
-        channels = out[lead].tensors[f"{first}.order"].argsort()  # channel j is what was channel channels[j]
-        originals = [module for module, kind in kinds.items() if kind is None]
-        out[lead] = _as_it_comes(out[lead], first, originals, model)
-        moves: dict[str, tuple[int, Tensor]] = {}
-        for role, module in modules.items():
-            spec = specs[module][1] if module in specs else None
-            side = _columns if role == "down" else _rows
-            moves |= side(module, spec, channels, model.architecture.conv1d)
-        for index in {specs[module][0] for module in kinds if module in specs}:
+        lead, kind = places[first]
+        order, plain = _named(kind.as_they_come())
+        channels = out[lead].tensors[f"{first}.{order}"].argsort()  # channel j is what was channel channels[j]
+        moves = _moves(modules, found, channels, model.architecture.conv1d)
+        if moves is None:
+            continue
+        originals = [module for module, kind in found.items() if kind is None]
+        out[lead] = _as_it_comes(out[lead], f"{first}.{order}", plain.spec(first), originals, model)
+        for index in {places[module][0] for module in found if module in places}:
             out[index] = replace(out[index], tensors=_moved(out[index].tensors, moves))
     return out
 
 
-def _as_it_comes(lead: Replacement, first: str, originals: Sequence[str], model: StreamedModel) -> Replacement:
-    """The replacement of `first` without its order, and with the tensors of the original modules that have to follow."""
+def _named(found: tuple[str, Kind] | None) -> tuple[str, Kind]:
+    assert found is not None  # asked for where it is there
+    return found
+
+
+def _moves(modules: Mapping[str, str], found: Mapping[str, Kind | None], channels: Tensor, conv1d: bool) -> Moves | None:
+    """{full tensor name: (dimension, indices)} that let all linears of an MLP follow; None where one of them cannot."""
+    out: Moves = {}
+    for role, module in modules.items():
+        kind, inputs = found[module], role == "down"
+        own = _of_original(channels, inputs, conv1d) if kind is None else _of_kind(kind, channels, inputs)
+        if own is None:
+            return None
+        out |= {f"{module}.{name}": move for name, move in own.items()}
+    return out
+
+
+def _of_kind(kind: Kind, channels: Tensor, inputs: bool) -> Moves | None:
+    return kind.move_inputs(channels) if inputs else kind.move_outputs(channels)
+
+
+def _of_original(channels: Tensor, inputs: bool, conv1d: bool) -> Moves:
+    """An original linear may be stored (d_in, d_out)."""
+    return {"weight": (int(inputs != conv1d), channels)} | ({} if inputs else {"bias": (0, channels)})
+
+
+def _as_it_comes(
+    lead: Replacement, order: str, spec: ModuleSpec, originals: Sequence[str], model: StreamedModel
+) -> Replacement:
+    """The replacement with `spec` in its module's place, without its order, and with the tensors of the original modules that
+    have to follow.
+    """
     followers = {
         model.full_name(stored): partial(model.shards.tensor, stored)
         for stored in model.shards
         if model.full_name(stored).rpartition(".")[0] in originals
     }
-    own = {name: partial(lead.tensors.__getitem__, name) for name in lead.tensors if name != f"{first}.order"}
-    specs = (
-        spec.model_copy(update={"options": {**spec.options, "reorder": False}}) if spec.module == first else spec
-        for spec in lead.specs
-    )
-    return replace(lead, specs=tuple(specs), tensors=_Lazy(own | followers), removed=(*lead.removed, *originals))
-
-
-def _rows(module: str, spec: ModuleSpec | None, channels: Tensor, conv1d: bool) -> dict[str, tuple[int, Tensor]]:
-    """{tensor: (dimension, indices)} that put a linear's outputs in the order of `channels`; an original (without spec) may
-    be stored (d_in, d_out).
-    """
-    name = "order" if spec is not None and spec.kind == "pivoted_linear" else "weight"
-    return {f"{module}.{name}": (int(spec is None and conv1d), channels), f"{module}.bias": (0, channels)}
-
-
-def _columns(module: str, spec: ModuleSpec | None, channels: Tensor, conv1d: bool) -> dict[str, tuple[int, Tensor]]:
-    """As `_rows`, for a linear's inputs."""
-    if spec is None:
-        return {f"{module}.weight": (int(not conv1d), channels)}
-    if spec.kind != "dense_linear":
-        return {f"{module}.basis": (1, channels)}
-    bias = torch.arange(len(channels), len(channels) + bool(spec.options.get("extra_bias")))
-    return {f"{module}.weight": (1, torch.cat([channels, bias]))}
+    own = {name: partial(lead.tensors.__getitem__, name) for name in lead.tensors if name != order}
+    specs = tuple(spec if other.module == spec.module else other for other in lead.specs)
+    return replace(lead, specs=specs, tensors=_Lazy(own | followers), removed=(*lead.removed, *originals))
 
 
 def _moved(tensors: Mapping[str, Tensor], moves: Mapping[str, tuple[int, Tensor]]) -> Mapping[str, Tensor]:

@@ -13,7 +13,7 @@ from compress.fitting.assemble import storage_dtype, stored_tensors
 from compress.fitting.calibrate import FirstPass
 from compress.fitting.job import Job
 from compress.fitting.keep_dense import judge
-from compress.fitting.units import Unit, allocated
+from compress.fitting.units import Unit, together
 from compress.methods.base import Method, Replacement
 
 
@@ -23,7 +23,7 @@ def first_pass(job: Job, material: str) -> FirstPass:
 
 def decided(job: Job, units: Sequence[Unit], material: str) -> list[Method]:
     """Each finished unit's method, with ranks that share a budget chosen together; reads spectra, not factors."""
-    return allocated(units, [artefact_of(job, unit, material, only=("spectrum",)) for unit in units])
+    return together(units, [artefact_of(job, unit, material, only=("spectrum",)) for unit in units])
 
 
 def artefact_of(job: Job, unit: Unit, material: str, only: Container[str] | None = None) -> Artefact:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress import kinds
 from compress.checkpoint.files import read_json, write_json
-from compress.loading.quantizer import build
 from compress.methods.base import Replacement
 from compress.plan import ModuleSpec
 
@@ -35,7 +35,7 @@ class Verdicts:
         Only single linears are judged; groups that share a basis, MLPs and pruned channels pass as they are.
         """
         (spec, *others) = replacement.specs or (None,)
-        if spec is None or others or spec.kind not in ("low_rank_linear", "pivoted_linear"):
+        if spec is None or others or kinds.of(spec).dense_twin() is None:
             return replacement
         ratios = self.ratios(spec)
         row: dict[str, Any] = {**replacement.report[0], "time_ratio": ratios}
@@ -61,14 +61,15 @@ class Verdicts:
 
     @torch.no_grad()
     def _ratio(self, spec: ModuleSpec, tokens: int) -> float:
-        options: dict[str, Any] = dict(spec.options)
-        dense = nn.Linear(options["in_features"], options["out_features"], bias=options["bias"])
-        modules = [build(spec), dense]
+        kind = kinds.of(spec)
+        dense = kind.dense_twin()
+        assert dense is not None  # only such kinds are timed
+        modules = [kind.build(), dense]
         for module in modules:
             for parameter in module.parameters():
                 parameter.normal_(std=0.02)
             module.to(self.device, self.dtype)
-        x = torch.randn(1, tokens, options["in_features"], device=self.device, dtype=self.dtype)
+        x = torch.randn(1, tokens, dense.in_features, device=self.device, dtype=self.dtype)
         times: list[list[float]] = [[], []]
         for _ in range(ROUNDS):
             for module, seen in zip(modules, times, strict=True):

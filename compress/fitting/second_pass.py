@@ -22,8 +22,8 @@ from compress.checkpoint.units import Artefact, read_unit, write_unit
 from compress.fitting.calibrate import Gradients
 from compress.fitting.propagate import cross_moments
 from compress.fitting.units import Unit
-from compress.loading.quantizer import build, link
-from compress.methods.base import Material, Method, Replacement
+from compress.loading.modules import install, within
+from compress.methods.base import Material, Method, Need, Replacement
 from compress.numerics.correction import Target, best_correction
 from compress.numerics.linalg import symmetric_sqrt
 from compress.numerics.statistics import CrossMoments, Statistic
@@ -103,19 +103,9 @@ class SecondPass:
 
     def _install(self, student: nn.Module, replacement: Replacement, prefix: str) -> None:
         """Put a replacement into the layer as the checkpoint will hold it: rounded, then in the stream's dtype."""
-        for spec in replacement.specs:
-            name = spec.module.removeprefix(prefix)
-            owner, _, child = name.rpartition(".")
-            module = build(spec, student.get_submodule(name))
-            stored = {
-                k.removeprefix(spec.module + "."): v for k, v in replacement.tensors.items() if k.startswith(spec.module + ".")
-            }
-            rounded = {
-                k: v.to(self.storage_dtype).to(self.model.dtype) if v.dtype == torch.float64 else v for k, v in stored.items()
-            }
-            module.load_state_dict(rounded, strict=True, assign=True)
-            student.get_submodule(owner).register_module(child, module.eval())
-        link(replacement.specs, lambda name: student.get_submodule(name.removeprefix(prefix)))
+        find, put = within(student, prefix)
+        types = {"stored_in": self.storage_dtype, "computed_in": self.model.dtype}
+        install(replacement.specs, replacement.tensors, find=find, put=put, **types)
 
     def _tensors(self, student: nn.Module, parts: Sequence[Part], prefix: str) -> dict[str, Tensor]:
         state = student.state_dict()
@@ -135,6 +125,7 @@ class SecondPass:
                 for part in parts
                 if part.replacement.specs  # dense ones stay the original
                 and part.unit.method.replaces == "linear"
+                and all(_known_again(need) for need in part.method.needs(part.unit.group, architecture).values())
                 and set(part.unit.group.modules) <= names
             ]
             if not stage:
@@ -196,10 +187,10 @@ class SecondPass:
             weights[f"{module}.weight"] = weight.T if architecture.conv1d else weight
             if free_bias:
                 weights[f"{module}.bias"] = bias
-        modules = part.unit.group.modules
-        statistics: dict[str, Statistic] = {f"input:{module}": fitted_on.input for module in modules}
-        gradients = {f"gradient:{module}": self.gradients.read(module) for module in modules}
-        statistics |= {key: gradient for key, gradient in gradients.items() if gradient is not None}
+        statistics: dict[str, Statistic] = {}
+        for key, need in part.method.needs(part.unit.group, architecture).items():
+            gradient = self.gradients.read(need.input_of) if need.statistic == "gradient" else None
+            statistics[key] = fitted_on.input if gradient is None else gradient
         material = Material(part.unit.group, architecture, weights, statistics, layer, self.seed)
         artefact = part.method.fit(material)
         return replace(part, replacement=part.method.replace(part.unit.group, artefact, architecture))
@@ -270,6 +261,13 @@ class SecondPass:
             metric = moment / moment.diagonal().mean() + METRIC_DAMPING * metric
         variance = float(targets.double().flatten(0, 1).var(dim=0).mean())
         return (symmetric_sqrt(metric)[0] / max(variance, 1e-30) ** 0.5 / size**0.5).to(self.model.dtype)
+
+
+def _known_again(need: Need) -> bool:
+    """Whether a statistic can be had on the inputs that the compressed layers give: moments of what a linear reads, and the
+    gradient's, which are the first pass's.
+    """
+    return need.statistic == "gradient" or (need.statistic == "moments" and need.output_of is None)
 
 
 @torch.no_grad()

@@ -10,9 +10,6 @@ from compress.architecture import Architecture
 from compress.checkpoint.files import hash_json
 from compress.checkpoint.units import Artefact
 from compress.methods.base import Group, Method
-from compress.methods.linear._low_rank import LowRankMethod
-from compress.methods.linear._rank_rule import RankRule
-from compress.numerics.rank import allocate
 from compress.recipe import Recipe, Step, target_layers, target_modules
 
 UNIT_FORMAT = 1  # raise when the content of unit files changes meaning
@@ -61,10 +58,9 @@ def _units_of_step(index: int, step: Step, architecture: Architecture, n_layers:
         found = {i: f"{architecture.layer(i)}.{architecture.attention}" for i in target_layers(step.targets, n_layers)}
         return [Unit(step, Group(f"{step.method}.{name}", index, i, (name,))) for i, name in found.items()]
     names = target_modules(step.targets, architecture, n_layers)
-    sets = step.options.groups(names, architecture) if isinstance(step.options, LowRankMethod) else [(name,) for name in names]
     return [
         Unit(step, Group(f"{step.method}.{members[0]}", index, layers_of(members, architecture)[-1], members))
-        for members in sets
+        for members in step.options.groups(names, architecture)
     ]
 
 
@@ -89,23 +85,12 @@ def _refuse_overlaps(units: Sequence[Unit], architecture: Architecture) -> None:
                 )
 
 
-def allocated(units: Sequence[Unit], artefacts: Sequence[Artefact]) -> list[Method]:
-    """Each unit's method, with its rank decided where a step's ranks share one budget."""
+def together(units: Sequence[Unit], artefacts: Sequence[Artefact]) -> list[Method]:
+    """Each unit's method, with what the units of a step decide together, such as ranks that share one budget."""
     methods = [unit.method for unit in units]
-    joint = [i for i, m in enumerate(methods) if isinstance(m, LowRankMethod) and m.rank.joint]
-    for step in {units[i].group.step for i in joint}:
-        members = [i for i in joint if units[i].group.step == step]
-        first = methods[members[0]]
-        assert isinstance(first, LowRankMethod)
-        spectra = {units[i].group.name: artefacts[i].tensors["spectrum"] for i in members}
-        shapes = {units[i].group.name: tuple(artefacts[i].metadata["shape"]) for i in members}
-        ranks = allocate(spectra, shapes, first.form, first.rank.budget or 1.0)
-        for i in members:
-            rule = RankRule.model_validate({"ranks": dict.fromkeys(units[i].group.modules, ranks[units[i].group.name])})
-            methods[i] = methods[i].model_copy(update={"rank": rule})
-    others = [i for i, m in enumerate(methods) if not isinstance(m, LowRankMethod)]
-    for step in {units[i].group.step for i in others}:
-        members = [i for i in others if units[i].group.step == step]
-        for i, method in zip(members, methods[members[0]].decide([artefacts[i] for i in members]), strict=True):
+    for step in {unit.group.step for unit in units}:
+        members = [i for i, unit in enumerate(units) if unit.group.step == step]
+        groups, found = [units[i].group for i in members], [artefacts[i] for i in members]
+        for i, method in zip(members, methods[members[0]].decide(groups, found), strict=True):
             methods[i] = method
     return methods

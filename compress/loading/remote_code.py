@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import pprint
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compress import __version__
+from compress import kinds
 from compress.checkpoint.files import write_json, write_text
 from compress.plan import Plan
 from compress.source.inline import import_block, inline
+from compress.version import __version__
 
 FILE = "modeling_compress.py"
 CLASS, BASE_CLASS = "CompressedForCausalLM", "CompressedModel"
@@ -120,9 +122,9 @@ class {base_name}({stock_base}):
         replace_modules(self, config)
 '''
 
-_PROGRAM = """\
-        if options.pop("expressions", None) is not None:
-            options["program"] = PROGRAMS[spec["module"]]
+_COMPUTED = """\
+        if options.pop("{option}", None) is not None:
+            options["{argument}"] = {table}[spec["module"]]
 """
 _ORIGINAL = """\
         if spec["kind"] in WRAPPERS:
@@ -159,28 +161,30 @@ def remote_code(plan: Plan, model_type: str) -> str:
 
     Raises ValueError for an unknown kind, and where transformers has no causal language model of this type.
     """
-    from compress.loading.quantizer import checked_options
-    from compress.nn import KINDS, WRAPPERS
-
     stock, stock_base = _stock_classes(model_type)
-    options = {spec.module: checked_options(spec) for spec in plan.modules}
-    kinds = sorted({spec.kind for spec in plan.modules})
-    inlined = inline(KINDS[kind] for kind in kinds)
-    programs = {module: given["program"] for module, given in options.items() if "program" in given}
-    wrappers = [kind for kind in kinds if kind in WRAPPERS]
+    by_module = {spec.module: kinds.of(spec) for spec in plan.modules}
+    classes = {kind.kind: type(kind) for kind in sorted(by_module.values(), key=lambda kind: kind.kind)}
+    inlined = inline(cls.runtime for cls in classes.values())
+    wrappers = [name for name, cls in classes.items() if cls.wraps]
+    computed = {
+        pair: {m: k.arguments()[pair[1]] for m, k in by_module.items() if k.computed == pair}
+        for pair in dict.fromkeys(cls.computed for cls in classes.values())
+        if pair is not None
+    }
     return _TEMPLATE.format(
         version=__version__,
         imports=import_block([*inlined.imports, *(line.format(stock=stock, stock_base=stock_base) for line in _IMPORTS)]),
         classes=inlined.text,
-        kinds="\n".join(f'    "{kind}": {KINDS[kind].__name__},' for kind in kinds),
-        tables=_tables(programs, wrappers),
+        kinds="\n".join(f'    "{name}": {cls.runtime.__name__},' for name, cls in classes.items()),
+        tables=_tables(computed, wrappers),
         name=CLASS,
         stock=stock,
         base_name=BASE_CLASS,
         stock_base=stock_base,
         format_version=plan.format_version,
-        extras=_PROGRAM * bool(programs) + _ORIGINAL * bool(wrappers),
-        link=_LINK * any(spec.options.get("owner") is not None for spec in plan.modules),
+        extras="".join(_COMPUTED.format(option=o, argument=a, table=_table(a)) for o, a in computed)
+        + _ORIGINAL * bool(wrappers),
+        link=_LINK * any(kind.reads is not None for kind in by_module.values()),
     )
 
 
@@ -194,11 +198,15 @@ def _stock_classes(model_type: str) -> tuple[str, str]:
     return names[0], names[1]
 
 
-def _tables(programs: dict[str, dict[str, Any]], wrappers: list[str]) -> str:
+def _table(argument: str) -> str:
+    """The name of the table of one computed argument."""
+    return f"{argument.upper()}S"
+
+
+def _tables(computed: Mapping[tuple[str, str], Mapping[str, Any]], wrappers: list[str]) -> str:
+    """Constants that a loader elsewhere cannot compute, by module, and the kinds that keep what they replace."""
     text = f"WRAPPERS = {wrappers}  # kinds that keep the module they replace\n" if wrappers else ""
-    if programs:
-        table = pprint.pformat(programs, width=120, compact=True, sort_dicts=False)
-        text += (
-            f"\n# Expressions, compiled: each instruction is a torch function and the registers it reads.\nPROGRAMS = {table}\n"
-        )
+    for (option, argument), by_module in computed.items():
+        table = pprint.pformat(dict(by_module), width=120, compact=True, sort_dicts=False)
+        text += f"\n# The {argument} of each module, compiled from its {option}.\n{_table(argument)} = {table}\n"
     return text

@@ -1,7 +1,7 @@
 """Cold start and memory of one model, measured in a fresh process: in one that has run anything else neither has a meaning.
 
-The parent calls `cold`; the child (`python -m compress.measuring.cold_start`) imports only what its runtime needs, loads the model,
-generates, and prints one line of JSON.
+The parent calls `cold`; the child (`python -m compress.measuring.cold_start`) imports only what its runtime needs, loads the
+model, generates, and prints one line of JSON.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from compress import data
+from compress import data, kinds
 from compress.architecture import Architecture, architecture
 from compress.checkpoint.files import hash_json, read_json
 from compress.checkpoint.locate import locate
@@ -96,7 +96,7 @@ def control_layers(plan: Plan, row: Architecture) -> list[int]:
     Those whose whole MLP the plan replaces; in a plan that replaces no MLP, every layer it touches.
     """
     inside = [spec for spec in plan.modules if spec.module.startswith(row.layers + ".")]
-    chosen = [spec for spec in inside if spec.kind.endswith("_mlp")] or inside
+    chosen = [spec for spec in inside if kinds.load(spec.kind).replaces == "mlp"] or inside
     return sorted({int(spec.module.removeprefix(row.layers + ".").partition(".")[0]) for spec in chosen})
 
 

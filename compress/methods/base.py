@@ -7,7 +7,7 @@ into the specs and tensors of the Plan. What is cheap to decide again (a rank, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from compress.checkpoint.units import Artefact
 from compress.numerics.statistics import Statistic
 from compress.plan import ModuleSpec
 from compress.progress import Log
+from compress.regression.front import Front
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,61 @@ class Preview:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Sees:
+    """Through what a surrogate sees what it replaces, so that controls can be given the same: principal components read and
+    written; and the rank and the metric of a linear map beside its expressions, where it has one.
+    """
+
+    inputs: int
+    outputs: int
+    affine: int | None = None
+    importance: str = "fisher"
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks that a finished unit may take, for a search over them.
+
+    `stored` gives the numbers stored at a rank, None is dense; `at` the method with that rank decided; `fraction` the largest
+    rank that stores at most a fraction of dense. Units of equal `scale` have spectra that compare: they can share one budget.
+    """
+
+    candidates: tuple[int, ...]  # 1 and each tenth of break-even, ascending, as far as they store less than dense
+    chosen: int | None  # what the method takes as it is
+    stored: Callable[[int | None], int]
+    at: Callable[[int | None], Method]
+    fraction: Callable[[float], int]
+    scale: object = None
+
+
+@dataclass(frozen=True)
+class Expressions:
+    """The fronts of one layer's expressions, one per output, and the index of the candidate that is taken of each."""
+
+    fronts: tuple[Front, ...]
+    chosen: tuple[int, ...]
+
+
 class Method(BaseModel):
-    """Base of all methods. One subclass per file in `compress/methods`, named in YAML by its file name."""
+    """Base of all methods. One subclass per file in `compress/methods/*`, named in YAML by its file name, or behind an entry
+    point `compress.methods` of another package.
+
+    What is not declared is not offered: a method without `saves` has no choice of layers, one without ranks no search for them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     reference: ClassVar[str]  # paper, section or equation
     replaces: ClassVar[Literal["linear", "mlp", "attention"]]  # what one group is: linears, or a layer's MLP or attention
     decided_late: ClassVar[frozenset[str]] = frozenset()  # options that `fit` does not read: changing them refits nothing
+    controls: ClassVar[tuple[str, ...]] = ()  # names under `evaluation.controls` that this method answers to
+    equal_cost: ClassVar[bool] = False  # a control that can be had at any cost: `at_cost`
+    saves: ClassVar[str | None] = None  # what a choice of layers saves by it; None: layers cannot be chosen for it
+    has_ranks: ClassVar[bool] = False  # a search may choose them: `ranks`
+    has_expressions: ClassVar[bool] = False
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)  # options for a tiny model: conformance runs each
+    exempt: ClassVar[Mapping[str, str]] = {}  # conformance check → why it does not hold for this method
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
         """The statistics `fit` will find in `material.statistics`, by key."""
@@ -113,10 +161,56 @@ class Method(BaseModel):
         """The expensive part; pure, deterministic under `material.seed`."""
         raise NotImplementedError
 
-    def decide(self, artefacts: Sequence[Artefact]) -> list[Method]:
+    def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
+        """The cheap part: decisions, specs, tensors."""
+        raise NotImplementedError
+
+    def groups(self, modules: Sequence[str], architecture: Architecture) -> list[tuple[str, ...]]:
+        """The targeted linears in the sets that are replaced together; by default each alone."""
+        return [(module,) for module in modules]
+
+    def decide(self, groups: Sequence[Group], artefacts: Sequence[Artefact]) -> list[Method]:
         """Of one step's finished units: the method of each, with what they decide together. Artefacts hold spectra only."""
         return [self] * len(artefacts)
 
-    def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
-        """The cheap part: decisions, specs, tensors."""
+    # Searches and choices
+
+    def ranks(self, group: Group, artefact: Artefact) -> Ranks | None:
+        """The ranks of a finished unit; None where `has_ranks` is false."""
+        return None
+
+    def budgeted(self, share: float) -> Method | None:
+        """The same with all ranks of a step from one budget; None where they cannot be."""
+        return None
+
+    def layer_cost(
+        self, made: Replacement, layer: int, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture
+    ) -> tuple[int, int]:
+        """(before, after) of one layer's replacement, in what it `saves`; `shapes` are the original's by parameter name."""
+        raise NotImplementedError
+
+    # Controls
+
+    def sees(self) -> Sees | None:
+        """What controls of the same shape are made from; None where the defaults do."""
+        return None
+
+    @classmethod
+    def as_control(cls, control: str, of: Method) -> dict[str, Any]:
+        """Options of this method as the control of that name of another one."""
+        return {}
+
+    @classmethod
+    def at_cost(cls, multiply_adds: int, d_model: int, d_ff: int, architecture: Architecture) -> dict[str, Any]:
+        """Options of this method that cost at least as many multiply-adds per token and layer: rounding is in its favour."""
+        raise NotImplementedError
+
+    # Expressions
+
+    def expressions(self, artefact: Artefact, layer: int) -> Expressions | None:
+        """The fronts of a finished unit; None for a method without expressions."""
+        return None
+
+    def picked(self, layer: int, output: int, complexity: int) -> dict[str, Any]:
+        """The options that change where the most accurate expression of at most `complexity` is taken at one output."""
         raise NotImplementedError

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compress import kinds
 from compress.fitting.calibrate import BATCH_TOKENS
-from compress.loading.quantizer import build, link
+from compress.loading.modules import Find, install
 from compress.methods.base import Replacement
-from compress.nn import WRAPPERS
 from compress.searching.metrics import Accuracy, Perplexity
 from compress.stream.hidden import Boundaries
 from compress.stream.model import StreamedModel
@@ -95,16 +95,24 @@ class Tail:
 
     def install(self, replacement: Replacement) -> None:
         """Put a replacement in as the checkpoint will hold it: rounded to the stored dtype, computed with in the stream's."""
-        for spec in replacement.specs:
-            original = self._originals.setdefault(spec.module, self._find(spec.module))
-            # A copy, because attention methods keep and change what they replace.
-            module = build(spec, copy.deepcopy(original) if spec.kind in WRAPPERS else original)
-            prefix = spec.module + "."
-            own = {k.removeprefix(prefix): v for k, v in replacement.tensors.items() if k.startswith(prefix)}
-            rounded = {k: v.to(self.stored_in).to(self.model.dtype) if v.dtype == torch.float64 else v for k, v in own.items()}
-            module.load_state_dict(rounded, strict=True, assign=True)
-            self._put(spec.module, module.eval())
-        link(replacement.specs, self._find)
+        types = {"stored_in": self.stored_in, "computed_in": self.model.dtype}
+        install(replacement.specs, replacement.tensors, find=self._kept(replacement), put=self._put, **types)
+
+    def _kept(self, replacement: Replacement) -> Find:
+        """What modules are built around: the original of a place that was replaced before, a copy for the kinds that keep and
+        change it.
+        """
+        wrapping = {spec.module for spec in replacement.specs if kinds.load(spec.kind).wraps}
+        built: set[str] = set()
+
+        def find(name: str) -> nn.Module:
+            if name in built or all(spec.module != name for spec in replacement.specs):
+                return self._find(name)  # asked for to be linked
+            built.add(name)
+            original = self._originals.setdefault(name, self._find(name))
+            return copy.deepcopy(original) if name in wrapping else original
+
+        return find
 
     @contextmanager
     def trying(self, replacement: Replacement) -> Iterator[None]:

@@ -10,24 +10,20 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
+from compress import methods
 from compress.architecture import Architecture
 from compress.fitting import run
 from compress.fitting.job import Job
 from compress.fitting.units import Unit
 from compress.methods.base import Replacement
-from compress.methods.mlp._equal_cost import equal_channels, equal_rank
 from compress.progress import Progress
 from compress.recipe import Step, set_value
 from compress.validation import explain
 
-CONTROLS = ("affine_mlp", "prune_channels")
-# What a replacement saves, by what it replaces: a report row gives the numbers of an attention as "averaged".
-SAVED = {"mlp": "multiply-adds of the MLPs", "attention": "averaged value numbers"}
-
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layer's finished replacement and what it costs per token, before and after, as SAVED names it."""
+    """A layer's finished replacement and what it costs per token, before and after, in what its method `saves`."""
 
     unit: Unit
     replacement: Replacement
@@ -57,7 +53,7 @@ def families(
     steps = [(resized(step, key, value), value) for value in values]
     made = {step.method: _candidates(job, steps, tokens, progress)}
     own = made[step.method]
-    for name in CONTROLS if controls and step.options.replaces == "mlp" else ():
+    for name in equal_cost_controls() if controls and step.options.replaces == "mlp" else ():
         steps = [
             (_control(name, candidate, job), candidate.size) for candidate in own if 0 < candidate.after < candidate.before
         ]
@@ -66,7 +62,7 @@ def families(
     useful = {name: [c for c in candidates if c.saved > 0] for name, candidates in made.items()}
     if not useful[step.method]:
         costs = ", ".join(f"layer {c.layer}: {c.after:,} for {c.before:,}" for c in own)
-        raise ValueError(f"{step.method} saves no {SAVED[step.options.replaces]} here ({costs}); make it smaller")
+        raise ValueError(f"{step.method} saves no {step.options.saves} here ({costs}); make it smaller")
     return {name: candidates for name, candidates in useful.items() if candidates}
 
 
@@ -91,34 +87,27 @@ def _candidates(job: Job, steps: Sequence[tuple[Step, Any]], tokens: Tensor, pro
     first_pass = run.first_pass(job, run.material_of(job, tokens))
     ordered = sorted((unit for unit, _ in units), key=lambda unit: unit.group.layer)
     first_pass.run(list({unit.fingerprint(""): unit for unit in ordered}.values()), tokens, progress)
+    shapes = {job.model.full_name(name): shape for name, shape in job.model.shards.shapes.items()}
     out = []
     for unit, size in units:
         artefact = first_pass.artefact(unit)
         assert artefact is not None
         made = unit.method.replace(unit.group, artefact, job.model.architecture)
-        out.append(Candidate(unit, made, *_costs(job, unit, made), size))
+        out.append(Candidate(unit, made, *unit.method.layer_cost(made, unit.group.layer, shapes, job.model.architecture), size))
     return out
 
 
-def _costs(job: Job, unit: Unit, made: Replacement) -> tuple[int, int]:
-    """(before, after) of one layer."""
-    if unit.method.replaces == "attention":
-        ((before, after),) = [(row["averaged"]["before"], row["averaged"]["after"]) for row in made.report]
-        return before, after
-    before = _mlp_multiply_adds(job, unit.group.layer)
-    # No specs: pruning that keeps every channel leaves the MLP as it is.
-    after = before if not made.specs else sum(_entries(tuple(t.shape)) for t in made.tensors.values())
-    return before, after + sum(row.get("operations", 0) for row in made.report)
+def equal_cost_controls() -> list[str]:
+    """The methods that stand for an MLP at any cost."""
+    return [name for name in methods.names() if methods.load(name).equal_cost]
 
 
 def _control(name: str, candidate: Candidate, job: Job) -> Step:
     """A control on the candidate's layer that costs at least as much."""
-    architecture, layer, cost = job.model.architecture, candidate.layer, candidate.after
-    d_model, d_ff = _sides(job, architecture, layer)
-    if name == "affine_mlp":
-        return Step.model_validate({"method": name, "layers": [layer], "rank": equal_rank(cost, d_model)})
-    channels = min(d_ff, equal_channels(cost, d_model, architecture))
-    return Step.model_validate({"method": name, "layers": [layer], "channels": channels, "importance": "fisher"})
+    architecture = job.model.architecture
+    d_model, d_ff = _sides(job, architecture, candidate.layer)
+    options = methods.load(name).at_cost(candidate.after, d_model, d_ff, architecture)
+    return Step.model_validate({"method": name, "layers": [candidate.layer], **options})
 
 
 def _sides(job: Job, architecture: Architecture, layer: int) -> tuple[int, int]:
@@ -127,15 +116,5 @@ def _sides(job: Job, architecture: Architecture, layer: int) -> tuple[int, int]:
     return (columns, rows) if architecture.conv1d else (rows, columns)
 
 
-def _mlp_multiply_adds(job: Job, layer: int) -> int:
-    architecture = job.model.architecture
-    return sum(_entries(_shape(job, architecture.module(layer, role))) for role in architecture.mlp_roles)
-
-
 def _shape(job: Job, linear: str) -> tuple[int, ...]:
     return job.model.shards.shapes[job.model.stored_name(f"{linear}.weight")]
-
-
-def _entries(shape: tuple[int, ...]) -> int:
-    """Multiply-adds of a matrix; vectors are added, not multiplied."""
-    return shape[0] * shape[1] if len(shape) == 2 else 0

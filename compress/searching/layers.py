@@ -2,7 +2,7 @@
 
     one step over its layers ──fit once──► trials from cached hidden states ──► layers.jsonl ──► layers.json, layers.png
 
-A step that replaces MLPs saves multiply-adds, crystallized attention numbers to average (`candidates.SAVED`). Beside an MLP
+What a step saves its method says: multiply-adds of the MLPs, numbers to average in crystallized attention. Beside an MLP
 method, an affine map and channel pruning of as many multiply-adds are chosen in the same way, each in its own best order:
 curves of perplexity against the share of the multiply-adds that is gone. Choices are made on one split, the curves are of
 another. Every replacement is fitted on the original's inputs, as `fit` does (fitting it on what the others leave does not pay:
@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from compress import data
+from compress import data, methods
 from compress.checkpoint.files import hash_json, write_json
 from compress.fitting import run
 from compress.fitting.assemble import storage_dtype
@@ -30,7 +30,7 @@ from compress.recipe import Recipe, Step
 from compress.reporting import plots
 from compress.searching import metrics
 from compress.searching.cached_states import Split, Tail
-from compress.searching.candidates import SAVED, Candidate, families, resized
+from compress.searching.candidates import Candidate, families, resized
 from compress.searching.decision_log import append, open_log
 
 
@@ -71,10 +71,11 @@ def choose_layers(
     ValueError for other steps, too little text, a budget out of reach, or a log of another run.
     """
     options = options or LayerOptions.model_validate({})
-    replaces = recipe.steps[0].options.replaces
-    if len(recipe.steps) != 1 or not (replaces == "mlp" or recipe.steps[0].method == "crystallized_attention"):
+    saves = recipe.steps[0].options.saves
+    if len(recipe.steps) != 1 or saves is None:
         found = ", ".join(step.method for step in recipe.steps)
-        raise ValueError(f"layers are chosen for one step that replaces MLPs or crystallizes attention; the recipe has {found}")
+        able = ", ".join(name for name in methods.names() if methods.load(name).saves is not None)
+        raise ValueError(f"layers are chosen for one step of {able}; the recipe has {found}")
     job = run.prepare(recipe)
     log = recipe.output / "layers.jsonl"
     if fresh:
@@ -112,7 +113,7 @@ def choose_layers(
     steps = _steps(recipe.steps[0], options.sizes, taken)
     out = {
         "format": 1,
-        "saves": SAVED[replaces],
+        "saves": saves,
         "budget": options.budget,
         "layers": sorted(taken),
         "steps": steps,

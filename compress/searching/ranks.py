@@ -25,17 +25,12 @@ from compress.fitting import run
 from compress.fitting.assemble import storage_dtype
 from compress.fitting.job import Job
 from compress.fitting.units import Unit, layers_of
-from compress.methods.base import Replacement
-from compress.methods.linear._low_rank import LowRankMethod
-from compress.methods.linear._rank_rule import RankRule
-from compress.numerics.rank import Form, allocate, parameters, rank_at
+from compress.methods.base import Ranks, Replacement
 from compress.progress import Progress, silent
 from compress.recipe import Recipe
 from compress.searching import metrics
 from compress.searching.cached_states import Split, Tail
 from compress.searching.decision_log import append, open_log
-
-FRACTIONS = tuple(i / 10 for i in range(1, 11))
 
 
 class SearchOptions(BaseModel):
@@ -66,39 +61,14 @@ class SearchOptions(BaseModel):
 
 @dataclass(frozen=True)
 class Target:
-    """One unit of the recipe with its finished decomposition."""
+    """One unit of the recipe with its finished artefact and the ranks it may take."""
 
     unit: Unit
     artefact: Artefact
-
-    @property
-    def method(self) -> LowRankMethod:
-        assert isinstance(self.unit.method, LowRankMethod)
-        return self.unit.method
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        d_out, d_in = self.artefact.metadata["shape"]
-        return d_out, d_in
-
-    @property
-    def form(self) -> Form:
-        return self.method.form
-
-    def cost(self, rank: int | None) -> int:
-        """Numbers stored at a rank; None is dense."""
-        d_out, d_in = self.shape
-        return d_out * d_in if rank is None else parameters(rank, d_out, d_in, self.form)
-
-    def candidates(self) -> list[int]:
-        """1 and each tenth of break-even, ascending, as far as they store less than dense."""
-        ranks = {1, *(rank_at(fraction, *self.shape, self.form) for fraction in FRACTIONS)}
-        most = self.artefact.tensors["spectrum"].shape[0]
-        return sorted(r for r in ranks if r <= most and self.cost(r) < self.cost(None))
+    ranks: Ranks
 
     def replacement(self, rank: int | None, job: Job) -> Replacement:
-        rule = RankRule.model_validate({"ranks": dict.fromkeys(self.unit.group.modules, rank)})
-        return self.method.model_copy(update={"rank": rule}).replace(self.unit.group, self.artefact, job.model.architecture)
+        return self.ranks.at(rank).replace(self.unit.group, self.artefact, job.model.architecture)
 
 
 def search(
@@ -112,7 +82,7 @@ def search(
     """
     options = options or SearchOptions.model_validate({})
     job = run.prepare(recipe)
-    _need_ranks(job)
+    _within_layers(job)
     log = recipe.output / "search.jsonl"
     if fresh:
         shutil.rmtree(job.work, ignore_errors=True)
@@ -127,7 +97,7 @@ def search(
     material = run.material_of(job, tokens)
     first_pass = run.first_pass(job, material)
     first_pass.run(job.variants["compressed"], tokens, progress)
-    targets = [Target(unit, artefact) for unit in job.variants["compressed"] if (artefact := first_pass.artefact(unit))]
+    targets = [_target(unit, artefact) for unit in job.variants["compressed"] if (artefact := first_pass.artefact(unit))]
     targets.sort(key=lambda t: -t.unit.group.layer)  # stable: within a layer, in the architecture's order
     first = min(target.unit.group.layer for target in targets)
     header = {
@@ -151,12 +121,19 @@ def search(
     return found
 
 
-def _need_ranks(job: Job) -> None:
+def _within_layers(job: Job) -> None:
+    """Raises ValueError for steps whose ranks cannot be searched, before anything is fitted."""
     for unit in job.variants["compressed"]:
-        if not isinstance(unit.method, LowRankMethod):
+        if not unit.method.has_ranks:
             raise ValueError(f"steps.{unit.group.step}: {unit.step.method} has no rank to search; leave low-rank steps only")
         if len(layers_of(unit.group.modules, job.model.architecture)) > 1:
             raise ValueError(f"steps.{unit.group.step}: a basis over several layers cannot be searched; use layers_together: 1")
+
+
+def _target(unit: Unit, artefact: Artefact) -> Target:
+    ranks = unit.method.ranks(unit.group, artefact)
+    assert ranks is not None  # the method has them
+    return Target(unit, artefact, ranks)
 
 
 def _decide(
@@ -180,7 +157,9 @@ def _decide(
         else:
             rank, trials = _smallest(job, target, tail, chunks, options, number)
             modules = list(target.unit.group.modules)
-            append(log, {"number": number, "modules": modules, "rank": rank, "stored": target.cost(rank), "trials": trials})
+            append(
+                log, {"number": number, "modules": modules, "rank": rank, "stored": target.ranks.stored(rank), "trials": trials}
+            )
         ranks.append(rank)
         if rank is not None:
             tail.install(target.replacement(rank, job))
@@ -209,7 +188,7 @@ def _smallest(
         return good
 
     deciding = range(max(1, len(chunks) - 1))
-    found = [next((rank for rank in target.candidates() if holds(rank, chunk)), None) for chunk in deciding]
+    found = [next((rank for rank in target.ranks.candidates if holds(rank, chunk)), None) for chunk in deciding]
     if any(rank is None for rank in found):
         return None, trials
     rank = max(rank for rank in found if rank is not None)
@@ -227,15 +206,13 @@ def _compare(
     options: SearchOptions,
 ) -> list[dict[str, Any]]:
     """Rows of the report: dense, surgical, as many parameters spent uniformly, or by the spectra where they compare."""
-    dense = sum(target.cost(None) for target in targets)
+    dense = sum(target.ranks.stored(None) for target in targets)
     variants: dict[str, Sequence[int | None]] = {"surgical": ranks}
     if options.compare_uniform:
-        size = sum(target.cost(rank) for target, rank in zip(targets, ranks, strict=True))
+        size = sum(target.ranks.stored(rank) for target, rank in zip(targets, ranks, strict=True))
         variants["uniform"] = uniform_ranks(targets, size)
-        if all(target.method.importance == "fisher" for target in targets) and len({t.form for t in targets}) == 1:
-            spectra = {t.unit.group.name: t.artefact.tensors["spectrum"] for t in targets}
-            chosen = allocate(spectra, {t.unit.group.name: t.shape for t in targets}, targets[0].form, size / dense)
-            variants["allocated"] = [chosen[t.unit.group.name] for t in targets]
+        if (allocated := _allocated(targets, size / dense)) is not None:
+            variants["allocated"] = allocated
 
     on_search = sum(chunk.baseline for chunk in chunks) / len(chunks)
     rows = [{"ranks": "dense", "stored": dense, "kept": 1.0, "search": on_search, "test": test.baseline}]
@@ -245,23 +222,33 @@ def _compare(
         for target, rank in zip(targets, chosen, strict=True):
             if rank is not None:
                 tail.install(target.replacement(rank, job))
-        stored = sum(target.cost(rank) for target, rank in zip(targets, chosen, strict=True))
+        stored = sum(target.ranks.stored(rank) for target, rank in zip(targets, chosen, strict=True))
         on_search = sum(chunk.measure(tail.first, tail.layers) for chunk in chunks) / len(chunks)
         on_test = test.measure(tail.first, tail.layers)
         rows.append({"ranks": name, "stored": stored, "kept": stored / dense, "search": on_search, "test": on_test})
     return rows
 
 
+def _allocated(targets: Sequence[Target], share: float) -> list[int | None] | None:
+    """All ranks from one budget by the spectra; None where those do not compare."""
+    method = targets[0].unit.method.budgeted(share)
+    if method is None or len({target.ranks.scale for target in targets}) > 1:
+        return None
+    decided = method.decide([t.unit.group for t in targets], [t.artefact for t in targets])
+    found = [d.ranks(t.unit.group, t.artefact) for d, t in zip(decided, targets, strict=True)]
+    return [None if ranks is None else ranks.chosen for ranks in found]
+
+
 def uniform_ranks(targets: Sequence[Target], size: int) -> list[int | None]:
     """The smallest same fraction of every target that stores at least `size` numbers: the control never has less."""
 
     def at(keep: float) -> list[int | None]:
-        ranks = [rank_at(keep, *target.shape, target.form) for target in targets]
-        return [r if t.cost(r) < t.cost(None) else None for t, r in zip(targets, ranks, strict=True)]
+        ranks = [target.ranks.fraction(keep) for target in targets]
+        return [r if t.ranks.stored(r) < t.ranks.stored(None) else None for t, r in zip(targets, ranks, strict=True)]
 
     low, high = 0.0, 1.0
     for _ in range(40):
         keep = (low + high) / 2
-        stored = sum(target.cost(rank) for target, rank in zip(targets, at(max(keep, 1e-9)), strict=True))
+        stored = sum(target.ranks.stored(rank) for target, rank in zip(targets, at(max(keep, 1e-9)), strict=True))
         low, high = (keep, high) if stored < size else (low, keep)
     return at(high)

@@ -14,6 +14,7 @@ from torch import Tensor
 from compress.architecture import Architecture, architecture
 
 SUPPORTED_ROPE = ("default", "linear", "llama3", "yarn")
+QUERIES, KEYS = "HEADS * HEAD_DIM", "KV_HEADS * HEAD_DIM"  # in the names of the file's constants
 _ROPE_NUMBERS = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 # transformers' names → torch; the tanh form of gelu has three names there
@@ -85,7 +86,6 @@ class Family:
     final_norm: bool
     embedding: int  # width of the embeddings; OPT-350m has it narrower than the layers
     tied: bool
-    averaged: tuple[int | None, ...] = ()  # crystallized attention: how many dimensions of the values each layer averages
 
     @property
     def projected(self) -> bool:
@@ -109,6 +109,23 @@ class Family:
             "gate_up": (self.d_model, 2 * self.d_ff),
             "down": (self.d_ff, self.d_model),
         }[role]
+
+
+def role_shape(family: Family, role: str) -> tuple[str, str]:
+    """(d_in, d_out) of a role's linear in the names of the file's constants."""
+    kv = KEYS if family.kv_heads != family.heads else QUERIES
+    fused = "(HEADS + 2 * KV_HEADS) * HEAD_DIM" if family.kv_heads != family.heads else f"3 * {QUERIES}"
+    return {
+        "q": ("D_MODEL", QUERIES),
+        "k": ("D_MODEL", kv),
+        "v": ("D_MODEL", kv),
+        "qkv": ("D_MODEL", fused),
+        "o": (QUERIES, "D_MODEL"),
+        "gate": ("D_MODEL", "D_FF"),
+        "up": ("D_MODEL", "D_FF"),
+        "gate_up": ("D_MODEL", "2 * D_FF"),
+        "down": ("D_FF", "D_MODEL"),
+    }[role]
 
 
 def describe(config: Any) -> Family:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-PACKAGE = __name__.partition(".")[0]
+OURS = __name__.partition(".")[0]  # definitions of this package are copied, and those of the package a class comes from
 
 
 @dataclass
@@ -22,7 +22,8 @@ class Inlined:
 
     definitions: dict[str, str] = field(default_factory=dict)
     imports: set[str] = field(default_factory=set)
-    _begun: set[str] = field(default_factory=set)
+    packages: set[str] = field(default_factory=lambda: {OURS})
+    _begun: set[tuple[str, str]] = field(default_factory=set)  # (module, name)
 
     @property
     def text(self) -> str:
@@ -30,7 +31,7 @@ class Inlined:
 
 
 def inline(objects: Iterable[Any]) -> Inlined:
-    """The source of classes and functions of this package, each once, with the package's own definitions they use.
+    """The source of classes and functions, each once, with the definitions of their own package and of this one that they use.
 
     >>> from compress.nn.mlp import IdentityMLP
     >>> list(inline([IdentityMLP]).definitions)
@@ -40,6 +41,7 @@ def inline(objects: Iterable[Any]) -> Inlined:
     """
     out = Inlined()
     for item in objects:
+        out.packages.add(item.__module__.partition(".")[0])
         _define(item.__name__, sys.modules[item.__module__], out)
     return out
 
@@ -65,32 +67,43 @@ def import_block(lines: Iterable[str]) -> str:
 
 
 def _define(name: str, module: ModuleType, out: Inlined) -> None:
-    if name in out._begun:  # done, or two definitions that name each other
+    """Raises ValueError for a name that is not there, or that two modules define differently: one file has one of each."""
+    if (module.__name__, name) in out._begun:  # done, or two definitions that name each other
         return
-    out._begun.add(name)
+    out._begun.add((module.__name__, name))
     tree = ast.parse(source := inspect.getsource(module))
     for statement in tree.body:
         if name not in _bound(statement):
             continue
         if isinstance(statement, ast.Import | ast.ImportFrom):
-            _import(name, statement, out)
-        else:
-            needed = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
-            for other in sorted(needed - {name}):
-                if hasattr(module, other):
-                    _define(other, module, out)
-            out.definitions[name] = _segment(source, statement)
+            _import(name, statement, module, out)
+            return
+        needed = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+        for other in sorted(needed - {name}):
+            if hasattr(module, other):
+                _define(other, module, out)
+        text = _segment(source, statement)
+        if out.definitions.setdefault(name, text) != text:
+            raise ValueError(f"{module.__name__}.{name} and another {name} cannot stand in one file; rename one of them")
         return
     raise ValueError(f"{name} is not defined at the top of {module.__name__}, so it cannot be copied into a file of its own")
 
 
-def _import(name: str, statement: ast.Import | ast.ImportFrom, out: Inlined) -> None:
-    if isinstance(statement, ast.ImportFrom) and (statement.module or "").partition(".")[0] == PACKAGE:
-        _define(name, sys.modules[str(statement.module)], out)
+def _import(name: str, statement: ast.Import | ast.ImportFrom, module: ModuleType, out: Inlined) -> None:
+    """What an import brings: a definition of a package that is copied, or the import's own line."""
+    if isinstance(statement, ast.ImportFrom):
+        alias = next(a for a in statement.names if (a.asname or a.name) == name)
+        package = ".".join(module.__name__.split(".")[: -statement.level]) if statement.level else ""  # of a relative import
+        origin = f"{package}.{statement.module or ''}".strip(".")
+        if origin.partition(".")[0] in out.packages:
+            _define(alias.name, sys.modules[origin], out)
+            if alias.asname:
+                out.definitions.setdefault(name, f"{name} = {alias.name}")
+            return
+        out.imports.add(f"from {origin} import {ast.unparse(alias)}")
         return
     alias = next(a for a in statement.names if (a.asname or a.name.partition(".")[0]) == name)
-    source = f"from {statement.module} " if isinstance(statement, ast.ImportFrom) else ""
-    out.imports.add(f"{source}import {ast.unparse(alias)}")
+    out.imports.add(f"import {ast.unparse(alias)}")
 
 
 def _bound(statement: ast.stmt) -> set[str]:

@@ -24,6 +24,7 @@ from compress.checkpoint.locate import locate
 from compress.checkpoint.writer import copy_tokenizer
 from compress.data import resolve_model
 from compress.loading.quantizer import from_pretrained
+from compress.plan import read_plan
 from compress.progress import Progress, silent
 from exporters.onnx import parity, passes
 from exporters.onnx.genai import genai_config
@@ -31,7 +32,7 @@ from exporters.onnx.pivots import fold_small_pivots
 from exporters.onnx.quantize import QUANTIZATIONS, Quantization, quantize_graph, quantized_file
 from exporters.onnx.runtime import CPU, MODEL_FILE, available_providers
 from exporters.onnx.surrogates import attach, surrogates_as_functions
-from exporters.onnx.trace import cache_shapes, check_opset, split_biases, takes_positions, trace
+from exporters.onnx.trace import cache_shapes, check_opset, prepare, takes_positions, trace
 
 DType = Literal["float32", "float16", "bfloat16"]
 
@@ -79,7 +80,7 @@ def export_onnx(
     with _staged(out) as stage:
         with clock("load"):
             model = from_pretrained(source, dtype=getattr(torch, dtype)).eval()
-            split_biases(model)
+            prepare(model, read_plan(source))
             layers = cache_shapes(model)
         with clock("trace"), surrogates_as_functions(model) as programs:
             graph = trace(model, opset)

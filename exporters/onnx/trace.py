@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from compress.nn.linear import DenseLinear
+from compress import kinds
+from compress.plan import Plan
 
 OPSETS = (18, 20, 21, 22, 23, 24, 25)  # 17 and 19 come out as another opset, 26 as an invalid graph
 CacheShape = tuple[tuple[int, int], tuple[int, int]]  # of one layer: (heads, head_dim) of its keys and of its values
@@ -81,14 +82,12 @@ def trace(model: Any, opset: int) -> ir.Model:
     return program.model
 
 
-def split_biases(model: nn.Module) -> None:
-    """Dense linears that keep their bias in the weight become plain ones, in place: the graph then has both by name."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, DenseLinear) and module.extra_bias:
-            linear = nn.Linear(module.in_features, module.out_features, device="meta")
-            linear.weight = nn.Parameter(module.weight.detach()[:, :-1].contiguous())
-            linear.bias = nn.Parameter(module.weight.detach()[:, -1].contiguous())
-            model.set_submodule(name, linear)
+def prepare(model: nn.Module, plan: Plan) -> None:
+    """Put what each kind wants traced into its module's place, with the tensors it has."""
+    for spec in plan.modules:
+        module = model.get_submodule(spec.module)
+        if (traced := kinds.of(spec).for_onnx(module)) is not module:
+            model.set_submodule(spec.module, traced)
 
 
 def check_opset(opset: int) -> None:

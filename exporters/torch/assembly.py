@@ -8,19 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
-from compress import __version__
-from compress.nn import KINDS
-from compress.nn.attention import crystallize
+from compress import kinds
+from compress.kinds.contract import Kind
 from compress.source.family import Family, refuse
 from compress.source.inline import import_block, inline
 from compress.source.text import WIDTH, fit
+from compress.version import __version__
 from exporters.torch import blocks
-from exporters.torch.latent import latent_class, latent_expression
 from exporters.torch.linears import Linear, cell, fixed, keywords, maker_source, usual_bias
 from exporters.torch.model import block_class, layer_table, model_class
 from exporters.torch.parts import Parts
 from exporters.torch.runtime import IMPORTS, RUNTIME
-from exporters.torch.surrogates import symbolic_classes
 
 _HEAD = '''\
 """A {model_type} language model of {layers} layers in one file. It needs torch, and the weights in model.safetensors beside it.
@@ -41,7 +39,6 @@ _SWITCHES = {
     "window": "window: int | None = None",
     "rotary": "rotary: bool = True",
     "scale": "scale: float",
-    "averaged": "averaged: int | None = None",
 }
 
 
@@ -62,21 +59,20 @@ def source(parts: Parts) -> str:
     }
     makers = {name: [f"{role}: Maker" for role in group] for name, group in columns.items()}
     inlined = inline(_copied(parts, tabled))
-    symbolic = {layer: item.symbolic for layer, item in parts.surrogates.items() if item.symbolic}
+    own = parts.own_attentions
     pieces = [
         blocks.norm_class(family),
         inlined.text,
         maker_source(tabled, usual),
         blocks.rotary_functions(family),
         blocks.mask_function(family),
-        *([] if len(parts.latents) == family.layers else [_attention(family, built, makers)]),
-        *([_latent(parts)] if parts.latents else []),
+        *([] if len(own) == family.layers else [_attention(parts, built, makers)]),
+        *([_own_attention(parts)] if own else []),
         blocks.mlp_class(family, built["MLP"], makers["MLP"]) if built["MLP"] else "",
-        *dict.fromkeys(item.code for item in parts.surrogates.values() if item.code),
-        *symbolic_classes(symbolic),
-        block_class(family, "nn.Module" if parts.latents else "Attention"),
+        *_mlp_classes(parts),
+        block_class(family, "nn.Module" if own else "Attention"),
         layer_table(_rows(parts, columns, usual), columns),
-        model_class(family, _head(parts.head), links=any(spec.options.get("owner") is not None for spec in parts.plan.modules)),
+        model_class(family, _head(parts.head), links=any(kinds.of(spec).reads is not None for spec in parts.plan.modules)),
         RUNTIME,
     ]
     body = fit("\n\n\n".join(piece for piece in pieces if piece)) + "\n"
@@ -92,20 +88,30 @@ def source(parts: Parts) -> str:
     )
 
 
-def _attention(family: Family, built: Mapping[str, Mapping[str, str]], makers: Mapping[str, Sequence[str]]) -> str:
-    return blocks.attention_class(family, built["Attention"], [*makers["Attention"], *_switch_types(family)])
+def _attention(parts: Parts, built: Mapping[str, Mapping[str, str]], makers: Mapping[str, Sequence[str]]) -> str:
+    arguments = [*makers["Attention"], *_switch_types(parts)]
+    everywhere = len(parts.attentions) == parts.family.layers
+    return blocks.attention_class(parts.family, built["Attention"], arguments, parts.switch, everywhere)
 
 
-def _latent(parts: Parts) -> str:
-    """The class of attentions with a cache of latents; one serves all such layers."""
-    (layer, spec), *_ = parts.latents.items()
-    q, o = (parts.linears[role][layer] for role in ("q", "o"))
-    assert q is not None
-    assert o is not None
-    for role in ("q", "o"):
-        kinds = {linear.kind for at in parts.latents if (linear := parts.linears[role][at]) is not None}
-        refuse(kinds != {None}, f"latent attention around {sorted(map(str, kinds))}", "original query and output projections")
-    return latent_class(parts.family, q, o, spec.options["scale"])
+def _own_attention(parts: Parts) -> str:
+    """The class of attentions of another kind; one serves all such layers."""
+    placed = {layer: kind for layer, (kind, _) in parts.own_attentions.items()}
+    (first, kind), *_ = placed.items()
+    roles = [role for role in parts.family.row.attention_roles if parts.linears[role][first] is not None]
+    for role in roles:
+        replaced = {linear.builds for at in placed if (linear := parts.linears[role][at]) is not None and linear.replaced}
+        refuse(replaced, f"{kind.kind} around {sorted(replaced)}", "original query and output projections")
+    biases = {role: bool(linear.bias) for role in roles if (linear := parts.linears[role][first]) is not None}
+    return type(kind).torch_attention_class(parts.family, placed, biases)
+
+
+def _mlp_classes(parts: Parts) -> Iterable[str]:
+    """What the replaced MLPs need beside inlined classes, kind by kind, in the order of the layers."""
+    by_kind: dict[type[Kind], dict[int, Kind]] = {}
+    for layer, (kind, _) in parts.mlps.items():
+        by_kind.setdefault(type(kind), {})[layer] = kind
+    return [text for cls, placed in by_kind.items() for text in cls.torch_classes(placed)]
 
 
 def _rows(parts: Parts, columns: Mapping[str, Sequence[str]], usual: Mapping[str, bool]) -> list[tuple[str, str]]:
@@ -115,36 +121,41 @@ def _rows(parts: Parts, columns: Mapping[str, Sequence[str]], usual: Mapping[str
         return [cell(linear, usual) for role in columns[name] if (linear := parts.linears[role][layer])]
 
     rows = []
-    for layer, switches in enumerate(_switches(parts.family)):
+    for layer, switches in enumerate(_switches(parts)):
         attention = f"Attention({', '.join([*cells('Attention', layer), *switches])})"
-        if layer in parts.latents:
-            attention = latent_expression(parts.family, parts.latents[layer], layer)
-        replaced = parts.surrogates.get(layer)
-        rows.append((attention, replaced.expression if replaced else f"MLP({', '.join(cells('MLP', layer))})"))
+        if layer in parts.own_attentions:
+            attention = parts.attentions[layer][1].expression
+        mlp = parts.mlps[layer][1].expression if layer in parts.mlps else f"MLP({', '.join(cells('MLP', layer))})"
+        rows.append((attention, mlp))
     return rows
 
 
 def _varying(family: Family) -> dict[str, Sequence[object]]:
     """What differs between the attentions of two layers, beside their linears."""
     per_layer = {"window": family.windows, "rotary": family.rope_layers, "scale": family.scales}
-    varying: dict[str, Sequence[object]] = {name: values for name, values in per_layer.items() if len(set(values)) > 1}
-    crystallized = any(rank is not None for rank in family.averaged)
-    return varying | ({"averaged": family.averaged} if crystallized else {})
+    return {name: values for name, values in per_layer.items() if len(set(values)) > 1}
 
 
-def _switch_types(family: Family) -> list[str]:
-    return [_SWITCHES[name] for name in _varying(family)]
+def _switch_types(parts: Parts) -> list[str]:
+    switch = parts.switch
+    return [*(_SWITCHES[name] for name in _varying(parts.family)), *([f"{switch.name}: {switch.annotation}"] if switch else [])]
 
 
-def _switches(family: Family) -> list[list[str]]:
+def _switches(parts: Parts) -> list[list[str]]:
     """Per layer the keyword arguments of its attention."""
     texts = {"window": lambda v: "window=WINDOW" if v else "", "rotary": lambda v: "" if v else "rotary=False"}
-    texts["averaged"] = lambda v: "" if v is None else f"averaged={v}"
-    varying = _varying(family)
-    return [
-        [text for name, values in varying.items() if (text := texts.get(name, lambda v: f"scale={v!r}")(values[layer]))]
-        for layer in range(family.layers)
+    out = [
+        [
+            text
+            for name, values in _varying(parts.family).items()
+            if (text := texts.get(name, lambda v: f"scale={v!r}")(values[at]))
+        ]
+        for at in range(parts.family.layers)
     ]
+    if (switch := parts.switch) is not None:
+        for layer, (_, form) in parts.attentions.items():
+            out[layer] += [f"{switch.name}={form.argument}"] if form.argument is not None else []
+    return out
 
 
 def _built(family: Family, linears: Sequence[Linear], role: str, tabled: bool) -> str:
@@ -159,7 +170,7 @@ def _head(head: Linear | None) -> str:
     """The expression that makes the output projection, "" where the embeddings serve."""
     if head is None:
         return ""
-    if head.kind is None:
+    if not head.replaced:
         return f"nn.Linear(D_MODEL, VOCABULARY{'' if head.bias else ', bias=False'})"
     if head.literal:
         return f"({head.literal})(D_MODEL, VOCABULARY)"
@@ -169,11 +180,11 @@ def _head(head: Linear | None) -> str:
 
 
 def _copied(parts: Parts, tabled: Sequence[Linear]) -> list[Any]:
-    """Classes of compress that the file uses, each once."""
-    linears = [linear for linear in [*tabled, *([parts.head] if parts.head else [])] if linear.builds != "nn.Linear"]
-    classes = [KINDS[str(linear.kind)] for linear in linears]
-    functions = [crystallize] if any(rank is not None for rank in parts.family.averaged) else []
-    return list(dict.fromkeys([*functions, *classes, *(item.inlined for item in parts.surrogates.values() if item.inlined)]))
+    """Classes and functions of ours that the file uses, each once."""
+    linears = [linear.inlined for linear in [*tabled, *([parts.head] if parts.head else [])]]
+    functions = parts.switch.inlined if parts.switch else ()
+    found = [*functions, *linears, *(form.inlined for _, form in parts.mlps.values())]
+    return list(dict.fromkeys(item for item in found if item is not None))
 
 
 def _aliases(family: Family, tabled: Sequence[Linear]) -> str:
@@ -198,16 +209,15 @@ def _letters(family: Family) -> str:
 
 def _summary(parts: Parts) -> str:
     """Which modules are not the original ones, in a sentence."""
-    counts = Counter(linear.builds for linear in parts.of(*parts.linears) if linear.kind is not None)
+    counts = Counter(linear.builds for linear in parts.of(*parts.linears) if linear.replaced)
     told = [f"{count} of its linears are {name}" for name, count in counts.items()]
-    if few := [str(layer) for layer, rank in enumerate(parts.family.averaged) if rank is not None]:
-        told.append(f"the attention of layers {', '.join(few)} reads its top value and averages few dimensions beside it")
-    if parts.latents:
-        told.append(f"the attention of layers {', '.join(map(str, parts.latents))} caches latents instead of keys and values")
+    attentions: dict[str, list[str]] = {}
+    for layer, (kind, _) in parts.attentions.items():
+        attentions.setdefault(kind.told or f"is of kind {kind.kind}", []).append(str(layer))
+    told += [f"the attention of layers {', '.join(layers)} {what}" for what, layers in attentions.items()]
     layers: dict[str, list[str]] = {}
-    for layer, item in parts.surrogates.items():
-        name = "SymbolicMLP" if item.symbolic else item.expression.partition("(")[0]
-        layers.setdefault(name, []).append(str(layer))
+    for layer, (_, form) in parts.mlps.items():
+        layers.setdefault(form.told, []).append(str(layer))
     for name, (*others, last) in layers.items():
         many = f"s of layers {', '.join(others)} and {last} are" if others else f" of layer {last} is"
         told.append(f"the MLP{many} {name}")

@@ -8,27 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from compress.source.family import Family
+from compress.source.family import KEYS, QUERIES, Family, role_shape
+from compress.source.pieces import Switch
 from compress.source.text import WIDTH, call, in_place, text
-
-QUERIES, KEYS = "HEADS * HEAD_DIM", "KV_HEADS * HEAD_DIM"
-
-
-def role_shape(family: Family, role: str) -> tuple[str, str]:
-    """(d_in, d_out) of a role's linear in the names of the file's constants."""
-    kv = KEYS if family.kv_heads != family.heads else QUERIES
-    fused = "(HEADS + 2 * KV_HEADS) * HEAD_DIM" if family.kv_heads != family.heads else f"3 * {QUERIES}"
-    return {
-        "q": ("D_MODEL", QUERIES),
-        "k": ("D_MODEL", kv),
-        "v": ("D_MODEL", kv),
-        "qkv": ("D_MODEL", fused),
-        "o": (QUERIES, "D_MODEL"),
-        "gate": ("D_MODEL", "D_FF"),
-        "up": ("D_MODEL", "D_FF"),
-        "gate_up": ("D_MODEL", "2 * D_FF"),
-        "down": ("D_FF", "D_MODEL"),
-    }[role]
 
 
 def constants(family: Family, end: Sequence[int], body: str) -> str:
@@ -140,12 +122,18 @@ def mask_function(family: Family) -> str:
         ''')
 
 
-def attention_class(family: Family, linears: Mapping[str, str], arguments: Sequence[str]) -> str:
-    """`linears`: role → the expression that builds it; `arguments`: parameters of the constructor, with their types."""
+def attention_class(
+    family: Family, linears: Mapping[str, str], arguments: Sequence[str], switch: Switch | None = None, everywhere: bool = False
+) -> str:
+    """`linears`: role → the expression that builds it; `arguments`: parameters of the constructor, with their types; `switch`:
+    another attention function, in some layers or `everywhere`.
+    """
     shared = f"; {family.heads // family.kv_heads} query heads share one key and value head" * (family.heads != family.kv_heads)
     positions = "rotary positions" if family.rope else "positions known from the embeddings"
     names = [argument.partition(":")[0] for argument in arguments]
-    body = [f"self.{name} = {name}" for name in names if name in ("window", "rotary", "scale", "averaged")]
+    body = [
+        f"self.{name} = {name}" for name in names if name in ("window", "rotary", "scale", *([switch.name] if switch else []))
+    ]
     body += [f"self.{role} = {linears[role]}" for role in ("qkv", "q", "k", "v", "o") if role in linears]
     if family.qk_norm != "none":
         norm = "nn.LayerNorm(HEAD_DIM, eps=NORM_EPS)" if family.norm != "RMSNorm" else "RMSNorm(HEAD_DIM)"
@@ -154,7 +142,7 @@ def attention_class(family: Family, linears: Mapping[str, str], arguments: Seque
         body += [f"self.q_norm = {q}", f"self.k_norm = {k}"]
     rope = "rope: Rope, " if family.rope else ""
     letter = "G" if family.kv_heads != family.heads else "H"
-    forward = [*_project(family), *_turn(family, names), *_attend(family, names)]
+    forward = [*_project(family), *_turn(family, names), *_attend(family, names, switch, everywhere)]
     return text(f'''
         class Attention(nn.Module):
             """Causal attention, {positions}{shared}."""
@@ -210,7 +198,7 @@ def _turn(family: Family, names: Sequence[str]) -> list[str]:
     ]
 
 
-def _attend(family: Family, names: Sequence[str]) -> list[str]:
+def _attend(family: Family, names: Sequence[str], switch: Switch | None, everywhere: bool) -> list[str]:
     window = "self.window" if "window" in names else "WINDOW" if any(family.windows) else ""
     scale = "self.scale" if "scale" in names else "ATTENTION_SCALE" if family.scales[0] is not None else ""
     repeated = family.kv_heads != family.heads
@@ -235,18 +223,18 @@ def _attend(family: Family, names: Sequence[str]) -> list[str]:
     dense = call("y = F.scaled_dot_product_attention", attend, 0, WIDTH - 8, comment="  # (B, H, T, C)")
     return [
         f"mask = {'' if window else 'None if past is None else '}visible({mask})",
-        *(_crystallized(family, dense, scale) if "averaged" in names else dense),
+        *(_switched(family, dense, scale, switch, everywhere) if switch else dense),
         _out(),
     ]
 
 
-def _crystallized(family: Family, dense: Sequence[str], scale: str) -> list[str]:
-    """The branch of layers that average some dimensions of the values only."""
+def _switched(family: Family, dense: Sequence[str], scale: str, switch: Switch, everywhere: bool) -> list[str]:
+    """The branch of the layers that attend by another function."""
     mask = "mask[None, None]" if any(family.windows) else "None if mask is None else mask[None, None]"
-    one = f"y = crystallize({', '.join(['q', 'k', 'v', mask, 'self.averaged', *[scale] * bool(scale)])})  # (B, H, T, C)"
-    if None not in family.averaged:
+    one = f"y = {switch.attend(mask, scale)}  # (B, H, T, C)"
+    if everywhere:
         return [one]
-    return ["if self.averaged is None:", *(f"    {line}" for line in dense), "else:", f"    {one}"]
+    return [f"if self.{switch.name} is None:", *(f"    {line}" for line in dense), "else:", f"    {one}"]
 
 
 def _out() -> str:

@@ -12,27 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from compress.nn import KINDS, WRAPPERS
+from compress import kinds
+from compress.kinds.contract import state_dtypes
 from compress.plan import ModuleSpec
 from compress.source.family import Family, refuse
-
-
-@dataclass(frozen=True)
-class Source:
-    """One tensor of the standalone file: its name there, its name in the checkpoint, and what happens on the way."""
-
-    name: str
-    stored: str
-    transposed: bool = False
-    part: tuple[slice | int, ...] = (slice(None),)
-    cast: bool = True  # to the export's dtype; some parameters are float32 in every dtype
-
-
-# Arguments of the classes in `compress.nn.linear` that have a default: a maker takes them where one of its linears differs.
-_OPTIONAL: dict[str, tuple[str, bool | None]] = {"reorder": ("bool", True), "owner": ("str | None", None)}
+from compress.source.pieces import Scalar, Source
 
 
 @dataclass(frozen=True)
@@ -41,8 +27,10 @@ class Linear:
 
     maker: str  # name of the small function in the file, e.g. low_rank
     builds: str  # the class, e.g. LowRankLinear
-    kind: str | None  # None where it is the original
-    options: tuple[tuple[str, int | float | bool | str | None], ...]
+    replaced: bool
+    inlined: type[nn.Module] | None  # the class that is copied into the file
+    options: tuple[tuple[str, Scalar], ...]
+    optional: Mapping[str, tuple[str, Scalar]]  # arguments with a default: (annotation, default)
     bias: bool | None  # None where the class has no such argument
     literal: str
     sources: tuple[Source, ...]
@@ -62,36 +50,37 @@ def original_linear(family: Family, name: str, target: str, natural: tuple[int, 
     sources = [Source(f"{target}.weight", f"{name}.weight", transposed=transposed)]
     if bias := f"{name}.bias" in stored:
         sources.append(Source(f"{target}.bias", f"{name}.bias"))
-    return Linear("dense", "nn.Linear", None, (), bias, "", tuple(sources))
+    return Linear("dense", "nn.Linear", False, None, (), {}, bias, "", tuple(sources))
 
 
 def replaced_linear(family: Family, spec: ModuleSpec, target: str, natural: tuple[int, int], stored: Collection[str]) -> Linear:
     """The replacement of a linear. Raises NotImplementedError for a kind that wraps a Conv1D."""
-    wraps = spec.kind in WRAPPERS
-    refuse(wraps and family.row.conv1d, f"{spec.kind!r} around a Conv1D", "kinds that replace it, or families of nn.Linear")
+    kind = kinds.of(spec)
+    refuse(kind.replaces != "linear", f"replacement of {spec.module!r} by {spec.kind!r}", "kinds of linears there")
+    refuse(
+        kind.wraps and family.row.conv1d, f"{spec.kind!r} around a Conv1D", "kinds that replace it, or families of nn.Linear"
+    )
     for original_bias in (True, False):
-        names = meta_state(spec, nn.Linear(*natural, bias=original_bias, device="meta"))
+        names = state_dtypes(kind, nn.Linear(*natural, bias=original_bias, device="meta"))
         if all(f"{spec.module}.{name}" in stored for name in names):
             break
-    options: dict[str, Any] = dict(spec.options)
+    form = kind.torch_linear(lambda module: place(family, module))
     sources = [Source(f"{target}.{name}", f"{spec.module}.{name}", cast=cast) for name, cast in names.items()]
-    if options.pop("extra_bias", False):  # kept in the weight for the sake of loaders that the file does not have
-        columns = {"weight": slice(None, -1), "bias": -1}
-        sources = [Source(f"{target}.{name}", f"{spec.module}.weight", part=(slice(None), c)) for name, c in columns.items()]
-        options["bias"] = True
-    if options.get("owner") is not None:
-        options["owner"] = place(family, options["owner"])
-    builds = "nn.Linear" if spec.kind == "dense_linear" else KINDS[spec.kind].__name__
+    if form.tensors:
+        sources = [Source(f"{target}.{new}", f"{spec.module}.{old}", part=part) for new, (old, part) in form.tensors.items()]
+    options = dict(form.options)
     literal = ""
-    if wraps:
-        literal = f"lambda *shape: {builds}(nn.Linear(*shape, bias={original_bias}), {_arguments(options)})"
+    if kind.wraps:
+        literal = f"lambda *shape: {form.builds}(nn.Linear(*shape, bias={original_bias}), {_arguments(options)})"
     elif (options.get("in_features"), options.get("out_features")) != natural or not all(map(_plain, options.values())):
-        literal = f"lambda *_: {builds}({_arguments(options)})"
-    bias = options.pop("bias", None)
-    needed = {key: value for key, value in options.items() if key not in ("in_features", "out_features", *_OPTIONAL)}
-    asked = {key: options[key] for key in _OPTIONAL if options.get(key, _OPTIONAL[key][1]) != _OPTIONAL[key][1]}
+        literal = f"lambda *_: {form.builds}({_arguments(options)})"
+    bias: Any = options.pop("bias", None)
+    shape = ("in_features", "out_features")
+    needed = {key: value for key, value in options.items() if key not in (*shape, *form.optional)}
+    asked = {key: options[key] for key, (_, usual) in form.optional.items() if options.get(key, usual) != usual}
     rest = tuple((needed | asked).items())
-    return Linear(spec.kind.removesuffix("_linear"), builds, spec.kind, rest, bias, literal, tuple(sources))
+    maker = spec.kind.removesuffix("_linear")
+    return Linear(maker, form.builds, True, form.inlined, rest, form.optional, bias, literal, tuple(sources))
 
 
 def place(family: Family, module: str) -> str:
@@ -103,20 +92,6 @@ def place(family: Family, module: str) -> str:
         raise ValueError(f"the plan names {module!r}, which is no linear of {family.row.model_type}; the files are damaged")
     layer, role = located
     return f"layers.{layer}.{'mlp' if role in family.row.mlp_roles else 'attention'}.{role}"
-
-
-def meta_state(spec: ModuleSpec, original: nn.Module) -> dict[str, bool]:
-    """Tensor names of a spec's runtime module; False where one stays float32 when the model is loaded in bfloat16."""
-    from compress.loading.quantizer import build
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("meta"):
-            state = build(spec, original).state_dict()
-    finally:
-        torch.set_default_dtype(before)
-    return {name: value.dtype != torch.float32 for name, value in state.items()}
 
 
 def usual_bias(linears: Sequence[Linear]) -> dict[str, bool]:
@@ -148,8 +123,9 @@ def maker_source(linears: Sequence[Linear], usual: Mapping[str, bool]) -> str:
     out = []
     for maker, own in makers.items():
         keys = dict(pair for linear in own for pair in linear.options)
-        needed = {key: type(value).__name__ for key, value in keys.items() if key not in _OPTIONAL}
-        asked = {key: f"{kind} = {default}" for key, (kind, default) in _OPTIONAL.items() if key in keys}
+        optional = own[0].optional  # of one class
+        needed = {key: type(value).__name__ for key, value in keys.items() if key not in optional}
+        asked = {key: f"{annotation} = {default}" for key, (annotation, default) in optional.items() if key in keys}
         parameters = [f"{key}: {text}" for key, text in (needed | asked).items()]
         passed = [f"{key}={key}" for key in needed | asked]
         if own[0].bias is not None:
@@ -164,7 +140,7 @@ def maker_source(linears: Sequence[Linear], usual: Mapping[str, bool]) -> str:
 
 def fixed(linears: Sequence[Linear]) -> bool:
     """Whether all layers have the original linear, so that it needs no argument."""
-    return all(linear.kind is None and linear.bias == linears[0].bias for linear in linears)
+    return all(not linear.replaced and linear.bias == linears[0].bias for linear in linears)
 
 
 def keywords(options: Mapping[str, str]) -> str:

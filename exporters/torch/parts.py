@@ -1,8 +1,7 @@
-"""What a checkpoint is made of: its family, every linear, every replaced MLP, and where each tensor of the file comes from."""
+"""What a checkpoint is made of: family, linears, replaced MLPs and attentions, and where each tensor of the file comes from."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from compress import kinds
 from compress.architecture import Architecture
 from compress.checkpoint.shards import Shards
-from compress.loading.quantizer import checked_options
-from compress.plan import ModuleSpec, Plan
+from compress.kinds.contract import Kind, state_dtypes
+from compress.plan import ModuleSpec, Plan, read_plan
 from compress.source.family import Family, describe, refuse
-from exporters.torch.latent import latent_sources
-from exporters.torch.linears import Linear, Source, original_linear, place, replaced_linear
-from exporters.torch.surrogates import Surrogate, surrogate
+from compress.source.pieces import AttentionSource, MLPSource, Source, Switch
+from exporters.torch.linears import Linear, original_linear, place, replaced_linear
 
 _SUPPORTED = "linears, MLPs and attentions of decoder layers, the output projection"
 
@@ -34,10 +33,22 @@ class Parts:
     shards: Shards
     stored: dict[str, str]  # full parameter name → its name in the shards
     linears: dict[str, list[Linear | None]]  # role → per layer, None where the MLP is replaced
-    surrogates: dict[int, Surrogate] = field(default_factory=dict)  # by layer
-    latents: dict[int, ModuleSpec] = field(default_factory=dict)  # attention with a cache of latents, by layer
+    mlps: dict[int, tuple[Kind, MLPSource]] = field(default_factory=dict)  # replaced ones, by layer
+    attentions: dict[int, tuple[Kind, AttentionSource]] = field(default_factory=dict)  # replaced ones, by layer
     head: Linear | None = None  # None where the embeddings are the output weights
+    inner: list[Source] = field(default_factory=list)  # of replaced MLPs and attentions
     sources: list[Source] = field(default_factory=list)
+
+    @property
+    def own_attentions(self) -> dict[int, tuple[Kind, AttentionSource]]:
+        """Replaced attentions with a class of their own."""
+        return {layer: found for layer, found in self.attentions.items() if found[1].expression}
+
+    @property
+    def switch(self) -> Switch | None:
+        """The other attention function of the stock class, where some layer has one."""
+        switching = [kind for kind, form in self.attentions.values() if form.argument is not None]
+        return switching[0].torch_switch() if switching else None
 
     def of(self, *roles: str) -> list[Linear]:
         return [linear for role in roles for linear in self.linears[role] if linear is not None]
@@ -58,24 +69,20 @@ def read(checkpoint: Path) -> Parts:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(checkpoint)
-    family, plan, shards = describe(config), _plan(config), Shards(checkpoint)
+    family, plan, shards = describe(config), read_plan(checkpoint), Shards(checkpoint)
     row = family.row
     stored = _full_names(shards, row)
     shapes = {name: shards.shapes[key] for name, key in stored.items()}
     parts = Parts(family, plan, _end(checkpoint, config), shards, stored, {role: [] for role in row.roles})
-    for spec in plan.modules:
-        checked_options(spec)  # they become source
     left = {spec.module: spec for spec in plan.modules}
     _attentions(parts, left)
-    family = parts.family
     _layers(parts, left, shapes)
     parts.head = _head(family, left, shapes)
     for module, spec in left.items():
         refuse(True, f"replacement of {module!r} by {spec.kind!r}", _SUPPORTED)
     parts.sources = [*_shared(family), *(parts.head.sources if parts.head else ())]
     parts.sources += [source for linear in parts.of(*parts.linears) for source in linear.sources]
-    parts.sources += [source for item in parts.surrogates.values() for source in item.sources]
-    parts.sources += [source for layer, spec in parts.latents.items() for source in latent_sources(spec, layer)]
+    parts.sources += parts.inner
     if missing := [source.stored for source in parts.sources if source.stored not in stored]:
         raise ValueError(f"{checkpoint} has no tensor {missing[0]!r}, which its config asks for; save or download it again")
     return parts
@@ -97,14 +104,6 @@ def _full_names(names: Iterable[str], row: Architecture) -> dict[str, str]:
     return full
 
 
-def _plan(config: Any) -> Plan:
-    data = getattr(config, "quantization_config", None)
-    data = data if isinstance(data, dict) else data.to_dict() if data is not None else {}
-    method = data.get("quant_method", "compress")
-    refuse(method != "compress", f"quantization {method!r}", "compressed checkpoints and plain ones")
-    return Plan.model_validate({key: data[key] for key in ("format_version", "modules") if key in data})
-
-
 def _end(checkpoint: Path, config: Any) -> list[int]:
     """Tokens that end a text: those of generation_config.json, else the config's."""
     path = checkpoint / "generation_config.json"
@@ -114,44 +113,62 @@ def _end(checkpoint: Path, config: Any) -> list[int]:
 
 
 def _attentions(parts: Parts, left: dict[str, ModuleSpec]) -> None:
-    """Fills `latents` and the family's `averaged`, and takes the specs of replaced attentions out of `left`."""
+    """Fills `attentions`, and takes their specs out of `left`."""
     family = parts.family
-    averaged: list[int | None] = []
     for layer in range(family.layers):
-        spec = left.pop(f"{family.row.layer(layer)}.{family.row.attention}", None)
-        kind = None if spec is None else spec.kind
-        averaged.append(None)
-        if spec is not None and kind == "crystallized_attention":
-            refuse(family.score_cap, "crystallized attention with capped scores", "it without a cap")
-            averaged[layer] = int(str(spec.options["rank"]))
-        elif spec is not None and kind == "latent_attention":
-            parts.latents[layer] = spec
-        elif spec is not None:
-            refuse(True, f"replacement of {spec.module!r} by {kind!r}", _SUPPORTED)
-    parts.family = dataclasses.replace(family, averaged=tuple(averaged))
+        name = f"{family.row.layer(layer)}.{family.row.attention}"
+        if (spec := left.pop(name, None)) is None:
+            continue
+        kind = kinds.of(spec)
+        refuse(kind.replaces != "attention", f"replacement of {spec.module!r} by {spec.kind!r}", _SUPPORTED)
+        form = kind.torch_attention(family, layer)
+        parts.attentions[layer] = kind, form
+        parts.inner += [
+            Source(f"layers.{layer}.attention.{new}", f"{spec.module}.{old}", cast=new not in form.float32)
+            for new, old in form.tensors.items()
+        ]
+    for choose, what in (
+        (lambda form: form.argument is not None, "attention functions"),
+        (lambda form: form.expression, "classes"),
+    ):
+        several = sorted({kind.kind for kind, form in parts.attentions.values() if choose(form)})
+        refuse(len(several) > 1, f"several {what} in one model: {several}", "one")
 
 
 def _layers(parts: Parts, left: dict[str, ModuleSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Fills `linears` and `surrogates`, and takes the specs of what it has seen out of `left`."""
+    """Fills `linears` and `mlps`, and takes the specs of what it has seen out of `left`."""
     family, row = parts.family, parts.family.row
     for layer in range(family.layers):
         *inner, outer = (f"{row.layer(layer)}.{name}" for name in row.mlp)
         # A layer that runs its MLP inline has it replaced where the first of its modules only passes through.
-        whole = outer in left and (not inner or (inner[0] in left and left[inner[0]].kind == "pass_through"))
+        whole = outer in left and (not inner or (inner[0] in left and kinds.of(left[inner[0]]).passes_through))
         if whole:
-            parts.surrogates[layer] = surrogate(left.pop(outer), f"layers.{layer}.mlp", layer)
+            _mlp(parts, left.pop(outer), layer)
             for name in inner:
                 left.pop(name)
+        without = parts.attentions[layer][1].without if layer in parts.attentions else ()
         for role in row.roles:
             name, natural = row.module(layer, role), family.shape(role)
             target = place(family, name)
-            if (role in row.mlp_roles and whole) or (role in ("k", "v") and layer in parts.latents):
+            if (role in row.mlp_roles and whole) or role in without:
                 linear = None
             elif spec := left.pop(name, None):
                 linear = replaced_linear(family, spec, target, natural, shapes)
             else:
                 linear = original_linear(family, name, target, natural, shapes)
             parts.linears[role].append(linear)
+
+
+def _mlp(parts: Parts, spec: ModuleSpec, layer: int) -> None:
+    """One replaced MLP. Raises NotImplementedError for a kind that keeps the MLP it replaces."""
+    kind = kinds.of(spec)
+    refuse(kind.replaces != "mlp", f"replacement of {spec.module!r} by {spec.kind!r}", _SUPPORTED)
+    refuse(kind.wraps, f"{spec.kind!r}, which keeps the MLP it replaces", "kinds that stand alone")
+    form = kind.torch_mlp(layer)
+    parts.mlps[layer] = kind, form
+    names = state_dtypes(kind, nn.Identity())
+    pairs = {name: name for name in names} if form.tensors is None else form.tensors
+    parts.inner += [Source(f"layers.{layer}.mlp.{new}", f"{spec.module}.{old}", cast=names[old]) for new, old in pairs.items()]
 
 
 def _head(family: Family, left: dict[str, ModuleSpec], shapes: Mapping[str, tuple[int, ...]]) -> Linear | None:

@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 
 from compress.clock import interleave, paired_speedup, summary_ms, timed
 from compress.evaluating.cost import cache_bytes
-from compress.nn import CrystallizedAttention
+from compress.nn.attention import CrystallizedAttention
 from compress.nn.latent import LatentAttention
 
 CONFIG = LlamaConfig(

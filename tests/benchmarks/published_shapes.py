@@ -22,11 +22,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from compress import kinds
 from compress.architecture import architecture
 from compress.clock import interleave, paired_speedup, synchronize, timed
 from compress.evaluating.controls import skip_layers
 from compress.fitting import run
-from compress.loading.quantizer import apply_plan, attach_plan
+from compress.loading.modules import apply_plan
+from compress.loading.quantizer import attach_plan
 from compress.measuring.runtimes import Runner, open_runner
 from compress.methods.base import Group
 from compress.methods.mlp._shared import mlp_chain
@@ -51,7 +53,7 @@ def symbolic_plan(layers: list[int], options: list[dict[str, Any]]) -> Plan:
     for layer, own in zip(layers, options, strict=False):
         modules = tuple(f"{row.layer(layer)}.{name}" for name in row.mlp)
         outer = ModuleSpec(module=modules[-1], kind="symbolic_mlp", options={**own, "d_model": SHAPE["hidden_size"]})
-        specs += mlp_chain(Group("symbolic", 0, layer, modules), outer)
+        specs += mlp_chain(Group("symbolic", 0, layer, modules), kinds.of(outer))
     return Plan(modules=tuple(specs))
 
 

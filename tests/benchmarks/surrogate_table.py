@@ -3,7 +3,7 @@
     python tests/benchmarks/surrogate_table.py --output runs/surrogates
     python tests/benchmarks/surrogate_table.py --output runs/other --calibration FILE --validation FILE --windows 170
 
-Every row is a checkpoint made by `compress.fitting.run.fit`; finished rows are taken over when it is run again. Writes table.json and
+Every row is a checkpoint made by `compress.fit`; finished rows are taken over when it is run again. Writes table.json and
 prints Markdown: extra nll over the dense model, seconds of fitting, multiply-adds per token of the three MLPs.
 """
 

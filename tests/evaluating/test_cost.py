@@ -11,8 +11,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
+from compress import kinds
 from compress.evaluating.cost import account, cache_bytes, cache_bytes_per_token, count_multiply_adds, skeleton, weight_bytes
-from compress.loading.quantizer import apply_plan
+from compress.kinds.contract import Kind, Positive, Work
+from compress.loading.modules import apply_plan
 from compress.plan import ModuleSpec, Plan, read_plan
 
 HEAD_DIM = D_MODEL // HEADS
@@ -102,21 +104,35 @@ def test_an_inline_mlp_counts_as_one(tmp_path):
     assert got.replaced_kept == 0
 
 
-def test_a_module_that_counts_itself_is_asked(tmp_path):
+class Counted(Kind):
+    """Says what it costs: one that replaces an attention counts its own products with the past."""
+
+    kind = "counted"
+    replaces = "linear"
+    runtime = nn.Identity
+    each: Positive
+    attends: bool
+
+    def arguments(self):
+        return {}
+
+    def work(self, module, place):
+        return Work(self.each * place.context, attends=self.attends)
+
+
+def test_a_kind_is_asked_for_its_work_and_everything_inside_it_is_its_own(tmp_path):
     model = skeleton(tiny_checkpoint(tmp_path, "llama"))
-    before = count_multiply_adds(model, 10)
-
-    class Counted(nn.Linear):
-        def multiply_adds(self, context):
-            return 7 * context
-
-    layer = model.model.layers[0]
-    layer.mlp.down_proj = Counted(D_FF, D_MODEL)
-    assert before.linears - count_multiply_adds(model, 10).linears == D_MODEL * D_FF - 70
-    layer.self_attn.multiply_adds = lambda context: 5
-    after = count_multiply_adds(model, 10)
+    before = count_multiply_adds(model, Plan(), 10)
+    names = {"model.layers.0.mlp.down_proj": (7, False), "model.layers.0.self_attn": (5, True)}
+    plan = Plan(modules=tuple(Counted(each=each, attends=own).spec(name) for name, (each, own) in names.items()))
+    kinds.registry.register("counted", Counted)
+    try:
+        after = count_multiply_adds(model, plan, 10)
+    finally:
+        kinds.registry.unregister("counted")
     assert after.attention == before.attention // 2
-    assert after.linears == before.linears - D_MODEL * D_FF + 70 - 2 * D_MODEL * (D_MODEL + KV_HEADS * HEAD_DIM) + 5
+    inside = 2 * D_MODEL * (D_MODEL + KV_HEADS * HEAD_DIM)
+    assert after.linears == before.linears - D_MODEL * D_FF + 70 - inside + 50
 
 
 def test_a_symbolic_program_costs_its_operations_beside_its_projections(tmp_path):
@@ -125,9 +141,10 @@ def test_a_symbolic_program_costs_its_operations_beside_its_projections(tmp_path
     square = ["mul", ["var", 0], ["var", 0]]
     options = {"outer": "down_proj", "d_model": D_MODEL, "inputs": 2, "outputs": 2, "affine": 3, "constants": 1, "clamp": True}
     options["expressions"] = [["add", square, ["param", 0]], ["exp", ["mul", square, ["var", 1]]]]  # the square once
-    before = count_multiply_adds(model, 10)
-    apply_plan(model, Plan(modules=(ModuleSpec(module="model.layers.0.mlp", kind="symbolic_mlp", options=options),)))
-    after = count_multiply_adds(model, 10)
+    before = count_multiply_adds(model, Plan(), 10)
+    plan = Plan(modules=(ModuleSpec(module="model.layers.0.mlp", kind="symbolic_mlp", options=options),))
+    apply_plan(model, plan)
+    after = count_multiply_adds(model, plan, 10)
     assert after.programs == 4
     assert before.linears - after.linears == 3 * D_MODEL * D_FF - 2 * (2 + 3) * D_MODEL
 

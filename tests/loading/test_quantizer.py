@@ -102,7 +102,10 @@ def deep(depth):
 HOSTILE = {
     "a newer format": (lambda p: p.update(format_version=99), "format_version 99"),
     "an unknown kind": (lambda p: first(p, "mean_mlp").update(kind="exec_mlp"), "unknown kind 'exec_mlp'"),
-    "options of another kind": (lambda p: first(p, "mean_mlp")["options"].update(code="1"), "does not take these options"),
+    "options of another kind": (
+        lambda p: first(p, "mean_mlp")["options"].update(code="1"),
+        "unknown key 'code'; allowed: outer, d_model",
+    ),
     "a module that is not there": (lambda p: first(p, "mean_mlp").update(module="model.layers.9.mlp"), "does not have"),
     "a module twice": (lambda p: p["modules"].append(p["modules"][0]), "more than once"),
     "an unknown operation": (
@@ -114,12 +117,15 @@ HOSTILE = {
         lambda p: first(p, "symbolic_mlp")["options"].update(expressions=[["add", *[["var", 0]] * 200_000], ["var", 1]]),
         "nodes",
     ),
-    "a rank that is text": (lambda p: first(p, "low_rank_linear")["options"].update(rank="3"), "rank must be a whole number"),
+    "a rank that is text": (
+        lambda p: first(p, "low_rank_linear")["options"].update(rank="3"),
+        "rank: Input should be a valid integer; given '3'",
+    ),
     "code for a bias": (
         lambda p: first(p, "low_rank_linear")["options"].update(bias="print('x')"),
-        r"bias must be true or false, got \"print",
+        "bias: Input should be a valid boolean; given",
     ),
-    "code for a name": (lambda p: first(p, "mean_mlp")["options"].update(outer="a;b"), "outer must be a dotted name"),
+    "code for a name": (lambda p: first(p, "mean_mlp")["options"].update(outer="a;b"), "outer: String should match pattern"),
     "a wrong arity": (
         lambda p: first(p, "symbolic_mlp")["options"].update(expressions=[["sin", ["var", 0], ["var", 1]], ["var", 1]]),
         "sin",

@@ -10,16 +10,24 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import LINEAR_KINDS, MLP_KINDS, ScaledLinear, run_without, tiny_checkpoint, tiny_model, with_plan
+from checkpoints import (
+    ATTENTION_KINDS,
+    LINEAR_KINDS,
+    MLP_KINDS,
+    run_without,
+    scaled_kind,
+    tiny_checkpoint,
+    tiny_model,
+    with_plan,
+)
 from transformers import AutoModel, AutoModelForCausalLM
 
-from compress import nn
 from compress.loading.quantizer import register
 from compress.loading.remote_code import write_remote_code
 from compress.plan import ModuleSpec, Plan
 
 IDS = list(range(3, 40))
-CASES = {f"qwen2-{kind}": ("qwen2", kind) for kind in (*LINEAR_KINDS, *MLP_KINDS)} | {
+CASES = {f"qwen2-{kind}": ("qwen2", kind) for kind in (*LINEAR_KINDS, *ATTENTION_KINDS, *MLP_KINDS)} | {
     "gpt2-low_rank_linear": ("gpt2", "low_rank_linear"),
     "opt-identity_mlp": ("opt", "identity_mlp"),
     "opt-zero_mlp": ("opt", "zero_mlp"),
@@ -58,30 +66,23 @@ def _digest(folder: Path, auto: Any = AutoModelForCausalLM) -> str:
 
 
 @pytest.fixture(scope="module")
-def scaled_kind() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(nn.KINDS, "scaled_linear", ScaledLinear)
-        patch.setattr(nn, "WRAPPERS", frozenset({"scaled_linear"}))
-        yield
-
-
-@pytest.fixture(scope="module")
-def loads(tmp_path_factory: pytest.TempPathFactory, scaled_kind: None) -> dict[str, tuple[str, Any, Any]]:
+def loads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[str, Any, Any]]]:
     """Per case: digests with compress, what a plain load gave without it, what trusting loads gave without it."""
-    register()
-    root = tmp_path_factory.mktemp("remote")
-    folders = {name: tiny_checkpoint(root / name, *case) for name, case in CASES.items()}
-    folders[WRAPPED] = _wrapped(root / "wrapped")
-    folders[SWAPPED] = tiny_checkpoint(root / "swapped", "qwen2", "symbolic_mlp")
-    config = json.loads((folders[SWAPPED] / "config.json").read_text())
-    config["quantization_config"]["modules"][0]["options"]["expressions"].reverse()
-    (folders[SWAPPED] / "config.json").write_text(json.dumps(config))
-    for folder in folders.values():
-        write_remote_code(folder)
-    digests = {name: [_digest(folder), _digest(folder, AutoModel)] for name, folder in folders.items()}
-    arguments = json.dumps({name: str(folder) for name, folder in folders.items()}), json.dumps(IDS)
-    plain, trusted = json.loads(run_without(["compress"], _LOAD, root, *arguments).splitlines()[-1])
-    return {name: (digests[name], plain[name], trusted[name]) for name in folders}
+    with scaled_kind():
+        register()
+        root = tmp_path_factory.mktemp("remote")
+        folders = {name: tiny_checkpoint(root / name, *case) for name, case in CASES.items()}
+        folders[WRAPPED] = _wrapped(root / "wrapped")
+        folders[SWAPPED] = tiny_checkpoint(root / "swapped", "qwen2", "symbolic_mlp")
+        config = json.loads((folders[SWAPPED] / "config.json").read_text())
+        config["quantization_config"]["modules"][0]["options"]["expressions"].reverse()
+        (folders[SWAPPED] / "config.json").write_text(json.dumps(config))
+        for folder in folders.values():
+            write_remote_code(folder)
+        digests = {name: [_digest(folder), _digest(folder, AutoModel)] for name, folder in folders.items()}
+        arguments = json.dumps({name: str(folder) for name, folder in folders.items()}), json.dumps(IDS)
+        plain, trusted = json.loads(run_without(["compress"], _LOAD, root, *arguments).splitlines()[-1])
+        yield {name: (digests[name], plain[name], trusted[name]) for name in folders}
 
 
 def _wrapped(folder: Path) -> Path:

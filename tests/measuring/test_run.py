@@ -212,7 +212,8 @@ def test_memory_and_cold_start_of_torch_are_its_own_process(checkpoint):
 
 
 def test_an_onnx_process_never_imports_torch():
-    code = "import sys, compress.measuring.cold_start, exporters.onnx.runtime; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    code = "import sys, compress.measuring.cold_start, exporters.onnx.runtime\n"
+    code += "print('torch' in sys.modules, 'transformers' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["False", "False"]
 

@@ -6,7 +6,7 @@ from checkpoints import FAMILIES, tiny_model
 from torch.nn import functional as F
 
 from compress.architecture import architecture
-from compress.loading.quantizer import apply_plan
+from compress.loading.modules import apply_plan
 from compress.nn import attention
 from compress.nn.attention import CrystallizedAttention, attend, crystallized
 from compress.plan import ModuleSpec, Plan

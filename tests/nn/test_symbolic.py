@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.nn import KINDS
+from compress import kinds
 from compress.nn.symbolic import SymbolicMLP
 from compress.symbolic.compile import compile_program, program_from_json, symbolic_options
 
@@ -154,7 +154,7 @@ def test_a_program_of_another_size_is_refused():
 
 
 def test_it_is_a_kind_of_the_plan_under_names_no_loader_rewrites():
-    assert KINDS["symbolic_mlp"] is SymbolicMLP
+    assert kinds.load("symbolic_mlp").runtime is SymbolicMLP
     module = symbolic_mlp()
     assert not any(word in type(m).__name__ for m in module.modules() for word in ("LayerNorm", "RMSNorm", "RotaryEmbedding"))
     assert not any(name.endswith(("weight_g", "weight_v", "gamma", "beta")) for name in module.state_dict())

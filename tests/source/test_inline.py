@@ -3,21 +3,21 @@
 import pytest
 from torch import nn
 
-from compress.nn import KINDS
+from compress import kinds
 from compress.source.inline import import_block, inline
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds.names())
 def test_a_copied_kind_compiles_with_its_imports_alone(kind):
-    copied = inline([KINDS[kind]])
+    copied = inline([kinds.load(kind).runtime])
     text = "from __future__ import annotations\n\n" + import_block(copied.imports) + "\n\n\n" + copied.text + "\n"
     compile(text, kind, "exec", dont_inherit=True)
     assert "compress" not in import_block(copied.imports)
-    assert list(copied.definitions)[-1] == KINDS[kind].__name__, "what it needs stands above it"
+    assert list(copied.definitions)[-1] == kinds.load(kind).runtime.__name__, "what it needs stands above it"
 
 
 def test_what_two_classes_share_is_copied_once():
-    copied = inline([KINDS["identity_mlp"], KINDS["zero_mlp"]])
+    copied = inline([kinds.load(name).runtime for name in ("identity_mlp", "zero_mlp")])
     assert list(copied.definitions) == ["Occupied", "IdentityMLP", "ZeroMLP"]
     assert copied.text.count("class Occupied") == 1
 

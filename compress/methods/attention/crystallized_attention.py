@@ -12,10 +12,10 @@ from torch import Tensor
 
 from compress.architecture import Architecture
 from compress.checkpoint.units import Artefact
+from compress.kinds.crystallized_attention import Crystallized
 from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
 from compress.numerics.linalg import factorize
 from compress.numerics.statistics import HeadMoments, Moments
-from compress.plan import ModuleSpec
 
 METRIC_DAMPING = 1e-2  # of the mean power: value directions that the output projection hardly reads keep some weight
 SPECTRUM_RANKS = (1, 2, 4, 8, 16)
@@ -32,6 +32,8 @@ class CrystallizedAttention(Method):
     reference = "NQP-Q, EXP-Q03 (crystallized attention with residual excitations)"
     replaces = "attention"
     decided_late = frozenset({"mode", "rank"})
+    saves = "averaged value numbers"
+    examples = ({"rank": 3}, {"rank": 2, "importance": "fisher"}, {"mode": "top1"})
 
     mode: Literal["top1", "full", "lowrank"] = Field(
         "lowrank", description="top1: V_top alone; full: all of ε, equal to the original; lowrank: `rank` dimensions of ε"
@@ -100,13 +102,13 @@ class CrystallizedAttention(Method):
         tensors = {k: v.to(torch.float64) for k, v in artefact.tensors.items() if k.startswith(attention + ".")}
         if 0 < rank < size:
             tensors |= _folded(group, artefact, architecture)
-        spec = ModuleSpec(module=attention, kind="crystallized_attention", options={"rank": rank, "head_dim": size})
+        kind = Crystallized(rank=rank, head_dim=size)
         count = sum(t.numel() for t in tensors.values())
         spectrum = artefact.tensors["spectrum"]
         kept = float((spectrum[:, :rank].sum(1) / spectrum.sum(1).clamp_min(1e-300)).mean())
         row: dict[str, Any] = {
             "module": attention,
-            "kind": spec.kind,
+            "kind": kind.kind,
             "rank": rank,
             "parameters_before": count,
             "parameters": count,
@@ -114,7 +116,14 @@ class CrystallizedAttention(Method):
             "relative_error": max(1 - kept, 0.0) ** 0.5,
             "residual": describe_spectrum(artefact.tensors["residual_spectrum"]),
         }
-        return Replacement((spec,), tensors, (attention,), (row,))
+        return Replacement((kind.spec(attention),), tensors, (attention,), (row,))
+
+    def layer_cost(
+        self, made: Replacement, layer: int, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture
+    ) -> tuple[int, int]:
+        """Numbers of the values that are averaged per cached token."""
+        (row,) = made.report
+        return row["averaged"]["before"], row["averaged"]["after"]
 
 
 def describe_spectrum(spectrum: Tensor) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from compress.architecture import Architecture
 from compress.checkpoint.units import Artefact
+from compress.kinds.latent_attention import Latent
 from compress.methods.attention._rotary import rotary_frequencies
 from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
 from compress.numerics.linalg import factorize
 from compress.numerics.statistics import Moments
-from compress.plan import ModuleSpec
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 GRADIENT_DAMPING = 1e-2  # of the mean gradient power: directions the calibration loss never felt keep some weight
@@ -33,6 +33,11 @@ class LatentKV(Method):
     reference = "Palu (ICLR 2025); MLA (DeepSeek-V2); shared K/V basis as in edwinhere/surgery"
     replaces = "attention"
     decided_late = frozenset({"cache", "allocation"})
+    examples = (
+        {"cache": 0.5},
+        {"cache": 0.5, "share": "separate", "metric": "uncentred"},
+        {"cache": 0.5, "importance": "fisher", "allocation": "global"},
+    )
 
     cache: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="fraction of the cache's numbers per token that remain")
     share: Literal["joint", "separate", "head"] = Field(
@@ -112,7 +117,7 @@ class LatentKV(Method):
         metric.diagonal().add_(GRADIENT_DAMPING * float(metric.diagonal().mean()))
         return metric
 
-    def decide(self, artefacts: Sequence[Artefact]) -> list[Method]:
+    def decide(self, groups: Sequence[Group], artefacts: Sequence[Artefact]) -> list[Method]:
         """With one budget: the widths that keep the largest components of all layers together."""
         if self.allocation == "uniform":
             return [self] * len(artefacts)
@@ -145,13 +150,12 @@ class LatentKV(Method):
             f"{architecture.module(group.layer, 'v')}.weight": left[rows:, width - values :].unflatten(0, heads).contiguous(),
             f"{architecture.module(group.layer, 'v')}.bias": bias[rows:].view(heads),
         }
-        options: dict[str, Any] = {"d_model": right.shape[1], "rank": width, "key_rank": keys, "value_rank": values}
-        options |= {"head_dim": meta["head_dim"], "kv_heads": meta["kv_heads"], "scale": meta["scale"]}
-        spec = ModuleSpec(module=attention, kind="latent_attention", options=options)
+        sizes = {"d_model": right.shape[1], "rank": width, "key_rank": keys, "value_rank": values}
+        kind = Latent(**sizes, head_dim=meta["head_dim"], kv_heads=meta["kv_heads"], scale=meta["scale"])
         spectrum = data["spectrum"]
         row = {
             "module": attention,
-            "kind": spec.kind,
+            "kind": kind.kind,
             "rank": width,
             "key_rank": keys,
             "value_rank": values,
@@ -160,7 +164,7 @@ class LatentKV(Method):
             "cache_numbers": {"before": 2 * rows, "after": width},
             "relative_error": float((1 - spectrum[chosen].sum() / spectrum.sum().clamp_min(1e-300)).clamp_min(0)) ** 0.5,
         }
-        return Replacement((spec,), tensors, (attention,), (row,))
+        return Replacement((kind.spec(attention),), tensors, (attention,), (row,))
 
     def _chosen(self, spectrum: Tensor, counts: Sequence[int], width: int) -> Tensor:
         """Which components make the latent, keys' before values': the largest, or as many of each head."""

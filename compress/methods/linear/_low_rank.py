@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -17,10 +18,13 @@ from torch import Tensor
 
 from compress.architecture import Architecture
 from compress.checkpoint.units import Artefact
-from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
+from compress.kinds.low_rank_linear import LowRank
+from compress.kinds.pivoted_linear import Pivoted
+from compress.kinds.shared_linear import Shared
+from compress.methods.base import Group, Material, Method, Need, Preview, Ranks, Replacement
 from compress.methods.linear._rank_rule import RankRule
 from compress.numerics.linalg import Decomposition, factorize, pivoted
-from compress.numerics.rank import Form, break_even, parameters
+from compress.numerics.rank import Form, allocate, break_even, parameters, rank_at
 from compress.numerics.statistics import Moments
 from compress.plan import ModuleSpec
 
@@ -33,6 +37,8 @@ class LowRankMethod(Method):
 
     replaces = "linear"
     decided_late = frozenset({"rank"})
+    has_ranks = True
+    examples = ({"rank": {"keep": 0.6}}, {"rank": {"budget": 0.6}, "importance": "fisher", "form": "pivoted"})
 
     rank: RankRule = Field(
         description="rank rule: an integer, {keep: f}, {budget: f}, {explained_variance: f} or {table: file.json}"
@@ -43,10 +49,6 @@ class LowRankMethod(Method):
     importance: Literal["none", "fisher"] = Field(
         "none", description="fisher: weight output errors by the second moment of the loss gradient (one backward pass)"
     )
-
-    def groups(self, modules: Sequence[str], architecture: Architecture) -> list[tuple[str, ...]]:
-        """The targeted modules in the sets that are decomposed together; by default each alone."""
-        return [(module,) for module in modules]
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
         needs = {f"input:{module}": Need(module) for module in group.modules}
@@ -106,6 +108,41 @@ class LowRankMethod(Method):
             biased = [True] * len(each)
         return Artefact(tensors, {"shape": [d_out, d_in], "rows": [len(w) for w, _ in each], "biased": biased, **note})
 
+    def decide(self, groups: Sequence[Group], artefacts: Sequence[Artefact]) -> list[Method]:
+        """With one budget: ranks by the spectra of all units together."""
+        if not self.rank.joint:
+            return [self] * len(artefacts)
+        spectra = {group.name: artefact.tensors["spectrum"] for group, artefact in zip(groups, artefacts, strict=True)}
+        shapes = {group.name: _shape(artefact) for group, artefact in zip(groups, artefacts, strict=True)}
+        ranks = allocate(spectra, shapes, self.form, self.rank.budget or 1.0)
+        return [self._at(group, ranks[group.name]) for group in groups]
+
+    def _at(self, group: Group, rank: int | None) -> Method:
+        rule = RankRule.model_validate({"ranks": dict.fromkeys(group.modules, rank)})
+        return self.model_copy(update={"rank": rule})
+
+    def ranks(self, group: Group, artefact: Artefact) -> Ranks:
+        """As SFSD-LLM searches: rank 1 and each tenth of break-even."""
+        (d_out, d_in), spectrum = _shape(artefact), artefact.tensors["spectrum"]
+
+        def stored(rank: int | None) -> int:
+            return d_out * d_in if rank is None else parameters(rank, d_out, d_in, self.form)
+
+        def fraction(keep: float) -> int:
+            return rank_at(keep, d_out, d_in, self.form)
+
+        tried = {1, *(fraction(tenths / 10) for tenths in range(1, 11))}
+        useful = sorted(rank for rank in tried if rank <= len(spectrum) and stored(rank) < stored(None))
+        chosen = None if self.rank.joint else self.rank.choose(group.modules[0], d_out, d_in, self.form, spectrum)
+        at = partial(self._at, group)
+        return Ranks(tuple(useful), chosen, stored, at, fraction, (self.importance, self.form))
+
+    def budgeted(self, share: float) -> Method | None:
+        """Without the loss weight the spectra of different modules have no common scale."""
+        if self.importance == "none":
+            return None
+        return self.model_copy(update={"rank": RankRule.model_validate({"budget": share})})
+
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
         d_out, d_in = artefact.metadata["shape"]
         spectrum = artefact.tensors["spectrum"]
@@ -161,16 +198,17 @@ def members(
         part = slice(start, start + rows)
         start += rows
         own: dict[str, Tensor] = {"weight": factors.weight[part]} if factors.order is None else _own_rows(factors, part)
-        options: dict[str, Any] = {"in_features": d_in, "out_features": rows, "rank": rank, "bias": biased and bias is not None}
-        if options["bias"] and bias is not None:
+        has_bias = biased and bias is not None
+        if has_bias and bias is not None:
             own["bias"] = bias[part]
         if position == 0:
             own["basis"] = factors.basis
-        kind = "low_rank_linear" if factors.order is None else "pivoted_linear"
+        sizes = {"in_features": d_in, "out_features": rows, "rank": rank, "bias": has_bias}
         if len(modules) > 1:
-            kind = "shared_linear"
-            options |= {"stored_rows": len(own["weight"]), "owner": None if position == 0 else modules[0]}
-        specs.append(ModuleSpec(module=module, kind=kind, options=options))
+            kind = Shared(**sizes, stored_rows=len(own["weight"]), owner=None if position == 0 else modules[0])
+        else:
+            kind = LowRank(**sizes) if factors.order is None else Pivoted(**sizes)
+        specs.append(kind.spec(module))
         tensors |= {f"{module}.{name}": value for name, value in own.items()}
     return specs, tensors
 
@@ -214,6 +252,12 @@ def merged_inputs(material: Material) -> Moments:
     for moments in distinct:
         total.merge(moments)
     return total
+
+
+def _shape(artefact: Artefact) -> tuple[int, int]:
+    """(d_out, d_in) of what was decomposed."""
+    d_out, d_in = artefact.metadata["shape"]
+    return d_out, d_in
 
 
 def _oriented(shape: tuple[int, ...], architecture: Architecture) -> tuple[int, int]:

@@ -20,6 +20,11 @@ class SharedBasis(LowRankMethod):
 
     reference = "edwinhere/surgery (K and V stacked); Basis Sharing (ICLR 2025) for neighbouring layers"
 
+    examples = (
+        {"rank": {"keep": 0.6}, "share": [["o"]]},
+        {"rank": {"keep": 0.6}, "share": [["down"]], "layers_together": 2, "form": "pivoted"},
+    )
+
     share: list[list[str]] = Field(
         [["k", "v"]], description="roles stacked together within a layer; a role alone pairs with `layers_together`"
     )

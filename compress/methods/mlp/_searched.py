@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from compress.methods.base import Method
+from compress.checkpoint.units import Artefact
+from compress.methods.base import Expressions
+from compress.methods.mlp._shared import MLPMethod
+from compress.regression.front import Front, Rule, choose
 from compress.regression.options import HELD_OUT
 
 
-class Surrogate(Method):
+class Searched(MLPMethod):
     """An MLP replaced by expressions that a search found."""
 
-    replaces = "mlp"
+    has_expressions = True
     decided_late = frozenset({"choose", "picks"})
 
     samples: int = Field(8192, ge=10, description="tokens sampled for the regression; the last fifth, other text, is held out")
@@ -25,6 +28,20 @@ class Surrogate(Method):
         {}, description="layer: {output: complexity}; single expressions chosen by hand, as `compress pick` writes them"
     )
     clamp: bool = Field(True, description="hold latents within the calibrated range, where the expressions are proved finite")
+
+    def expressions(self, artefact: Artefact, layer: int) -> Expressions:
+        fronts = tuple(Front.from_json(front) for front in artefact.metadata["fronts"])
+        return Expressions(fronts, tuple(self.choice(front, layer, output) for output, front in enumerate(fronts)))
+
+    def choice(self, front: Front, layer: int, output: int) -> int:
+        """Index of the candidate taken at one output: picked by hand, or by the rule of all."""
+        rule: Rule = self.picks.get(layer, {}).get(output, self.choose)
+        return choose(front, rule)
+
+    def picked(self, layer: int, output: int, complexity: int) -> dict[str, Any]:
+        picks = {at: dict(chosen) for at, chosen in self.picks.items()}
+        picks.setdefault(layer, {})[output] = complexity
+        return {"picks": picks}
 
     def check_samples(self, inputs: int) -> None:
         """Raises ValueError where the rows that are fitted are too few for that many inputs."""

@@ -9,11 +9,37 @@ import torch
 from torch import Tensor
 
 from compress.architecture import Architecture
-from compress.methods.base import Group, Material, Need, Replacement
+from compress.kinds.affine_mlp import Affine
+from compress.kinds.contract import Kind
+from compress.kinds.mean_mlp import Mean
+from compress.kinds.pass_through import Through
+from compress.methods.base import Group, Material, Method, Need, Replacement
 from compress.methods.linear._low_rank import GRADIENT_DAMPING
 from compress.numerics.reduced_rank import Fit
 from compress.numerics.statistics import Moments
 from compress.plan import ModuleSpec
+
+
+class MLPMethod(Method):
+    """A method that replaces whole MLPs: layers can be chosen for it, by the multiply-adds they save."""
+
+    replaces = "mlp"
+    saves = "multiply-adds of the MLPs"
+
+    def layer_cost(
+        self, made: Replacement, layer: int, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture
+    ) -> tuple[int, int]:
+        """Every entry of a matrix once per token, every operation of a program once."""
+        original = (shapes[f"{architecture.module(layer, role)}.weight"] for role in architecture.mlp_roles)
+        before = sum(map(_entries, original))
+        # No specs: pruning that keeps every channel leaves the MLP as it is.
+        after = before if not made.specs else sum(_entries(tuple(t.shape)) for t in made.tensors.values())
+        return before, after + sum(row.get("operations", 0) for row in made.report)
+
+
+def _entries(shape: tuple[int, ...]) -> int:
+    """Multiply-adds of a matrix; vectors are added, not multiplied."""
+    return shape[0] * shape[1] if len(shape) == 2 else 0
 
 
 def mlp_parameters(group: Group, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -50,20 +76,25 @@ def affine_replacement(group: Group, fit: Fit, row: Mapping[str, Any], architect
     """The Plan's part for y = left @ right @ x + bias; the mean MLP at rank 0."""
     module, outer = group.modules[-1], architecture.mlp_outer
     width, rank = fit.left.shape
-    options: dict[str, Any] = {"outer": outer, "d_model": width}
+    kind = Affine(outer=outer, d_model=width, rank=rank) if rank else Mean(outer=outer, d_model=width)
     tensors = {f"{outer}.bias": fit.bias}
     if rank:
         # Balanced scales, which 16-bit storage rounds best.
         scale = (fit.right.norm(dim=1) / fit.left.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
         tensors |= {f"{outer}.weight": fit.left * scale, "basis": fit.right / scale[:, None]}
-        options["rank"] = rank
     else:
         tensors[f"{outer}.weight"] = torch.empty(0, dtype=torch.float64)
-    kind = "affine_mlp" if rank else "mean_mlp"
-    specs = mlp_chain(group, ModuleSpec(module=module, kind=kind, options=options))
+    specs = mlp_chain(group, kind)
     named = {f"{module}.{name}": tensor for name, tensor in tensors.items()}
     numbers = sum(t.numel() for t in tensors.values())
-    report = {"module": module, "kind": kind, "rank": rank, "parameters": numbers, "multiply_adds": 2 * rank * width, **row}
+    report = {
+        "module": module,
+        "kind": kind.kind,
+        "rank": rank,
+        "parameters": numbers,
+        "multiply_adds": 2 * rank * width,
+        **row,
+    }
     return Replacement(specs, {**chain_tensors(group), **named}, group.modules, (report,))
 
 
@@ -71,13 +102,10 @@ def d_model(group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: A
     return shapes[f"{architecture.module(group.layer, 'down')}.weight"][1 if architecture.conv1d else 0]
 
 
-def mlp_chain(group: Group, spec: ModuleSpec) -> tuple[ModuleSpec, ...]:
-    """`spec` for the MLP of a layer; where the layer runs its MLP inline, the inner modules pass through to the last one."""
+def mlp_chain(group: Group, kind: Kind) -> tuple[ModuleSpec, ...]:
+    """`kind` for the MLP of a layer; where that runs its MLP inline, the inner modules pass through to the last one."""
     *inner, last = group.modules
-    through = [
-        ModuleSpec(module=name, kind="pass_through", options={"occupied": position == 0}) for position, name in enumerate(inner)
-    ]
-    return (*through, spec.model_copy(update={"module": last}))
+    return (*(Through(occupied=position == 0).spec(name) for position, name in enumerate(inner)), kind.spec(last))
 
 
 def chain_tensors(group: Group) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from compress.architecture import Architecture
 from compress.checkpoint.units import Artefact
 from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
+from compress.methods.mlp._equal_cost import equal_rank
 from compress.methods.mlp._shared import (
+    MLPMethod,
     affine_needs,
     affine_replacement,
     d_model,
@@ -33,11 +35,13 @@ class Through(BaseModel):
     outputs: PositiveInt = Field(description="principal components of its output that the map writes")
 
 
-class AffineMLP(Method):
+class AffineMLP(MLPMethod):
     """MLP(x) ≈ L R x + b of a given rank, the minimiser of the (loss-weighted) squared error over the calibration tokens."""
 
     reference = "Reduced-rank regression (Izenman 1975), weighted by the second moment of the loss gradient at the output"
-    replaces = "mlp"
+    controls = ("affine",)
+    equal_cost = True
+    examples = ({"rank": 5}, {"through": {"inputs": 6, "outputs": 3}})
     decided_late = frozenset({"rank"})
 
     rank: NonNegativeInt = Field(16, description="rank of the map; 0 is the mean output")
@@ -47,6 +51,20 @@ class AffineMLP(Method):
     importance: Literal["none", "fisher"] = Field(
         "fisher", description="fisher: weight output errors by the second moment of the loss gradient (one backward pass)"
     )
+
+    @classmethod
+    def as_control(cls, control: str, of: Method) -> dict[str, Any]:
+        """The map that a surrogate's expressions must beat: its own, or one through the same latents."""
+        sees = of.sees()
+        if sees is None:
+            return {}
+        if sees.affine is not None:
+            return {"rank": sees.affine, "importance": sees.importance}
+        return {"through": {"inputs": sees.inputs, "outputs": sees.outputs}}
+
+    @classmethod
+    def at_cost(cls, multiply_adds: int, d_model: int, d_ff: int, architecture: Architecture) -> dict[str, Any]:
+        return {"rank": equal_rank(multiply_adds, d_model)}
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
         return affine_needs(group, "none" if self.through else self.importance)

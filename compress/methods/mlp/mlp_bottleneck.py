@@ -7,7 +7,7 @@ what it measures is a model that ships.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import Field
@@ -15,22 +15,30 @@ from torch import Tensor
 
 from compress.architecture import Architecture
 from compress.checkpoint.units import Artefact
+from compress.kinds.low_rank_linear import LowRank
 from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
-from compress.methods.mlp._shared import mlp_parameters, parameters_before
+from compress.methods.mlp._shared import MLPMethod, mlp_parameters, parameters_before
 from compress.numerics.linalg import principal_components
 from compress.numerics.statistics import Moments
 from compress.plan import ModuleSpec
 
 
-class MLPBottleneck(Method):
+class MLPBottleneck(MLPMethod):
     """MLP'(x) = P_O(MLP(P_I(x))), P the projection on the top principal components about the mean: the sensitivity study."""
 
     reference = "SymTorch, section 4.1, figure 4"
-    replaces = "mlp"
+    controls = ("pca",)
+    examples = ({"inputs": 8, "outputs": 4},)
     decided_late = frozenset({"inputs", "outputs"})
 
     inputs: Annotated[int, Field(ge=1)] = Field(32, description="principal components of the input that pass")
     outputs: Annotated[int, Field(ge=1)] = Field(8, description="principal components of the output that pass")
+
+    @classmethod
+    def as_control(cls, control: str, of: Method) -> dict[str, Any]:
+        """PCA only: the same latents with the MLP itself in between."""
+        sees = of.sees()
+        return {} if sees is None else {"inputs": sees.inputs, "outputs": sees.outputs}
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
         return {"moments": Need(group.modules[0], group.modules[-1])}
@@ -83,8 +91,8 @@ class MLPBottleneck(Method):
                 rank = self.inputs
                 weight, basis = data[f"{role}.outer"][:, :rank], data["v_in"][:rank]
                 bias = data[f"{role}.offset"] - weight @ data[f"{role}.latent"][:rank]
-            options = {"in_features": basis.shape[1], "out_features": weight.shape[0], "rank": rank, "bias": True}
-            specs.append(ModuleSpec(module=module, kind="low_rank_linear", options=dict(options)))
+            kind = LowRank(in_features=basis.shape[1], out_features=weight.shape[0], rank=rank, bias=True)
+            specs.append(kind.spec(module))
             tensors |= {f"{module}.weight": weight, f"{module}.basis": basis, f"{module}.bias": bias}
         explained = {
             "explained_variance_in": _explained(data["spectrum_in"], self.inputs),

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from compress.architecture import Architecture
 from compress.checkpoint.units import Artefact
-from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
-from compress.methods.mlp._shared import mlp_parameters
+from compress.kinds.dense_linear import Dense
+from compress.methods.base import Group, Material, Need, Preview, Replacement
+from compress.methods.mlp._equal_cost import equal_channels
+from compress.methods.mlp._shared import MLPMethod, mlp_parameters
 from compress.numerics.pruning import prune
 from compress.numerics.statistics import Moments
 from compress.plan import ModuleSpec
@@ -22,13 +24,14 @@ from compress.plan import ModuleSpec
 GRADIENT_DAMPING = 1e-2
 
 
-class PruneChannels(Method):
+class PruneChannels(MLPMethod):
     """Keep the channels whose removal, with the others refitted by least squares, would cost most on the calibration data."""
 
     reference = (
         "Optimal brain surgeon (Hassibi & Stork 1993) over channels, as in ZipLM; the comparison SFSD-LLM makes with LLM-Pruner"
     )
-    replaces = "mlp"
+    equal_cost = True
+    examples = ({"keep": 0.5}, {"channels": 20, "importance": "fisher"})
 
     keep: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="fraction of the intermediate channels that remain"
@@ -37,6 +40,11 @@ class PruneChannels(Method):
     importance: Literal["none", "fisher"] = Field(
         "none", description="fisher: weight output errors by the loss gradient's second moment"
     )
+
+    @classmethod
+    def at_cost(cls, multiply_adds: int, d_model: int, d_ff: int, architecture: Architecture) -> dict[str, Any]:
+        channels = min(d_ff, equal_channels(multiply_adds, d_model, architecture))
+        return {"channels": channels, "importance": "fisher"}
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
         down = architecture.module(group.layer, "down")
@@ -89,12 +97,8 @@ class PruneChannels(Method):
             module = architecture.module(group.layer, role)
             weight = artefact.tensors[f"{role}.weight"]
             bias = artefact.tensors.get(f"{role}.bias")
-            options: dict[str, Any] = {
-                "in_features": weight.shape[1],
-                "out_features": weight.shape[0],
-                "bias": bias is not None,
-            }
-            specs.append(ModuleSpec(module=module, kind="dense_linear", options=options))
+            kind = Dense(in_features=weight.shape[1], out_features=weight.shape[0], bias=bias is not None)
+            specs.append(kind.spec(module))
             tensors |= {f"{module}.weight": weight} | ({} if bias is None else {f"{module}.bias": bias})
         d_model, count = artefact.tensors["down.weight"].shape
         d_ff = artefact.metadata["d_ff"]

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from compress.architecture import Architecture
 from compress.checkpoint.units import Artefact
-from compress.methods.base import Group, Material, Need, Preview, Replacement
+from compress.kinds.symbolic_mlp import Symbolic
+from compress.methods.base import Group, Material, Need, Preview, Replacement, Sees
 from compress.methods.mlp._equal_cost import equal_channels, equal_rank, surrogate_multiply_adds
 from compress.methods.mlp._neurons import neurons
-from compress.methods.mlp._searched import Surrogate
+from compress.methods.mlp._searched import Searched
 from compress.methods.mlp._shared import (
     affine_needs,
     affine_replacement,
@@ -35,12 +36,10 @@ from compress.numerics import subspace
 from compress.numerics.linalg import symmetric_sqrt
 from compress.numerics.reduced_rank import Fit, Joint, extend, measured, solve
 from compress.numerics.statistics import Moments, Sample
-from compress.plan import ModuleSpec
 from compress.regression.features import evaluate, renumbered, varying
-from compress.regression.front import Candidate, Front, Rule, choose
+from compress.regression.front import Candidate, Front
 from compress.regression.options import HELD_OUT, EngineOptions
 from compress.regression.regress import available, regress_each
-from compress.symbolic.compile import compile_program
 from compress.symbolic.expression import join, to_text
 
 _JACOBIAN_ROWS = 2048  # tokens whose Jacobians are averaged: the directions settle long before
@@ -63,10 +62,15 @@ class Latents(BaseModel):
     per_output: bool = Field(default=False, description="gradient: an equal share of the directions for each output")
 
 
-class ResidualSurrogate(Surrogate):
+class ResidualSurrogate(Searched):
     """MLP(x) ≈ affine map of low rank + D f(B x): expressions for the loss-weighted residual of the map."""
 
     reference = "SymTorch, section 4.1, on the residual of a reduced-rank regression; active subspaces (Constantine 2015)"
+
+    examples = (
+        {"latents": {"inputs": 4, "outputs": 2}, "affine": 2, "samples": 500},
+        {"latents": {"kind": "neurons", "outputs": 5}, "affine": 2, "samples": 500},
+    )
 
     latents: Latents = Field(
         Latents(), description="{kind: pca | regression | gradient, inputs: n, outputs: m, per_output: bool}"
@@ -78,6 +82,9 @@ class ResidualSurrogate(Surrogate):
     engine: EngineOptions = Field(
         default_factory=lambda: EngineOptions(name="sparse"), description="what searches: {name: sparse | operon | pysr, …}"
     )
+
+    def sees(self) -> Sees:
+        return Sees(self.latents.inputs, self.latents.outputs, self.affine, self.importance)
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
         sample = Need(group.modules[0], group.modules[-1], "sample", self.samples)
@@ -150,8 +157,7 @@ class ResidualSurrogate(Surrogate):
         every = varying(fronts)
         width = data["basis"].shape[1]
         joint, held = (Joint(data[f"{name}.mean"], data[f"{name}.covariance"], width, len(every)) for name in ("joint", "held"))
-        by_hand: dict[int, Rule] = {**self.picks.get(group.layer, {})}
-        picked = [(k, choose(front, by_hand.get(k, self.choose))) for k, front in enumerate(fronts)]
+        picked = [(k, self.choice(front, group.layer, k)) for k, front in enumerate(fronts)]
         index = [every.index(place) for place in picked if place in every]
         chosen = [fronts[k].candidates[i] for k, i in (every[j] for j in index)]
         notes = [f"output {k}: {note}" for k, front in enumerate(fronts) for note in front.notes]
@@ -185,16 +191,10 @@ class ResidualSurrogate(Surrogate):
         trees, constants = join([(c.tree, c.constants) for c in chosen])
         trees, read = renumbered(trees)
         width, module, outer = len(fit.bias), group.modules[-1], architecture.mlp_outer
-        operations = len(compile_program(trees, len(read), len(constants)).instructions)
-        cost = surrogate_multiply_adds(width, len(read), len(chosen), self.affine, operations)
         sizes = {"d_model": width, "inputs": len(read), "outputs": len(chosen), "affine": self.affine}
-        options: dict[str, Any] = {
-            "outer": outer,
-            **sizes,
-            "constants": len(constants),
-            "clamp": self.clamp,
-            "expressions": trees,
-        }
+        kind = Symbolic(outer=outer, **sizes, constants=len(constants), clamp=self.clamp, expressions=trees)
+        operations = len(kind.program.instructions)
+        cost = surrogate_multiply_adds(width, len(read), len(chosen), self.affine, operations)
         scale = (fit.right.norm(dim=1) / fit.left.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
         tensors = {
             "basis": torch.cat([data["basis"][read], fit.right / scale[:, None]]),
@@ -205,7 +205,7 @@ class ResidualSurrogate(Surrogate):
         }
         report = {
             "module": module,
-            "kind": "symbolic_mlp",
+            "kind": kind.kind,
             "rank": [len(read), len(chosen), self.affine],
             "parameters": sum(t.numel() for t in tensors.values()),
             **row,
@@ -218,7 +218,7 @@ class ResidualSurrogate(Surrogate):
             "equal_cost": {"rank": equal_rank(cost, width), "channels": equal_channels(cost, width, architecture)},
             "expressions": [to_text(t, constants, [f"z{i}" for i in range(len(read))]) for t in trees],
         }
-        specs = mlp_chain(group, ModuleSpec(module=module, kind="symbolic_mlp", options=options))
+        specs = mlp_chain(group, kind)
         named = {f"{module}.{name}": tensor for name, tensor in tensors.items()}
         return Replacement(specs, {**chain_tensors(group), **named}, group.modules, (report,))
 

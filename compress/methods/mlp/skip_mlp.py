@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
 
 from compress.architecture import Architecture
 from compress.checkpoint.units import Artefact
+from compress.kinds.contract import Kind
+from compress.kinds.identity_mlp import Identity
+from compress.kinds.mean_mlp import Mean
+from compress.kinds.zero_mlp import Zero
 from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
-from compress.methods.mlp._shared import chain_tensors, mlp_chain, mlp_parameters, parameters_before
+from compress.methods.mlp._shared import MLPMethod, chain_tensors, mlp_chain, mlp_parameters, parameters_before
 from compress.numerics.statistics import Moments
-from compress.plan import ModuleSpec
 
 
-class SkipMLP(Method):
+class SkipMLP(MLPMethod):
     """MLP(x) = x (the published control), 0, or the mean of its calibrated outputs."""
 
     reference = "SymTorch, section 4.1: identity control; zero and mean added"
-    replaces = "mlp"
+    controls = ("identity", "zero", "mean")
+    examples = ({"output": "identity"}, {"output": "zero"}, {"output": "mean"})
 
     output: Literal["identity", "zero", "mean"] = Field("identity", description="what stands for the MLP's output")
+
+    @classmethod
+    def as_control(cls, control: str, of: Method) -> dict[str, Any]:
+        return {"output": control}
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
         if self.output != "mean":
@@ -46,12 +54,11 @@ class SkipMLP(Method):
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
         outer, module = architecture.mlp_outer, group.modules[-1]
-        options: dict[str, str | int] = {"outer": outer}
         tensors = {f"{module}.{outer}.weight": torch.empty(0, dtype=torch.float64)}
+        kind: Kind = Identity(outer=outer) if self.output == "identity" else Zero(outer=outer)
         if self.output == "mean":
-            options["d_model"] = artefact.tensors["mean"].shape[0]
+            kind = Mean(outer=outer, d_model=artefact.tensors["mean"].shape[0])
             tensors[f"{module}.{outer}.bias"] = artefact.tensors["mean"]
-        spec = ModuleSpec(module=module, kind=f"{self.output}_mlp", options=dict(options))
         numbers = sum(tensor.numel() for tensor in tensors.values())
-        row = {"module": module, "kind": spec.kind, "rank": None, "parameters": numbers, **artefact.metadata}
-        return Replacement(mlp_chain(group, spec), {**chain_tensors(group), **tensors}, group.modules, (row,))
+        row = {"module": module, "kind": kind.kind, "rank": None, "parameters": numbers, **artefact.metadata}
+        return Replacement(mlp_chain(group, kind), {**chain_tensors(group), **tensors}, group.modules, (row,))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,16 +12,15 @@ from torch import Tensor
 
 from compress.architecture import Architecture
 from compress.checkpoint.units import Artefact
-from compress.methods.base import Group, Material, Need, Preview, Replacement
-from compress.methods.mlp._searched import Surrogate
+from compress.kinds.symbolic_mlp import Symbolic
+from compress.methods.base import Group, Material, Need, Preview, Replacement, Sees
+from compress.methods.mlp._searched import Searched
 from compress.methods.mlp._shared import chain_tensors, mlp_chain, mlp_parameters, parameters_before
 from compress.numerics.linalg import principal_components
 from compress.numerics.statistics import Moments, Sample
-from compress.plan import ModuleSpec
-from compress.regression.front import Front, Rule, choose
+from compress.regression.front import Front
 from compress.regression.options import HELD_OUT, EngineOptions
 from compress.regression.regress import available, regress_each
-from compress.symbolic.compile import compile_program
 from compress.symbolic.expression import join, to_text
 
 _NEGLIGIBLE = 1e-10  # of the largest variance: a direction that calibration never moved along
@@ -36,16 +35,21 @@ class Latents(BaseModel):
     outputs: PositiveInt = Field(default=8, description="principal components of its output, one expression each")
 
 
-class SymbolicSurrogate(Surrogate):
+class SymbolicSurrogate(Searched):
     """MLP(x) ≈ P_O⁻¹(f(P_I(x))): f_k one expression per output latent, found by symbolic regression on sampled tokens."""
 
     reference = "SymTorch, section 4.1 and table 1; PCA + PySR of astroautomata/LLM_PCA"
+
+    examples = ({"latents": {"inputs": 4, "outputs": 2}, "samples": 500, "engine": {"name": "sparse"}},)
 
     latents: Latents = Field(
         Latents(), description="{inputs: principal components read, outputs: principal components written}"
     )
     samples: int = Field(6000, ge=10, description="tokens sampled for the regression; the last fifth, other text, is held out")
     engine: EngineOptions = Field(default_factory=EngineOptions, description="what searches: {name: operon | sparse | pysr, …}")
+
+    def sees(self) -> Sees:
+        return Sees(self.latents.inputs, self.latents.outputs)
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
         first, last = group.modules[0], group.modules[-1]
@@ -99,13 +103,12 @@ class SymbolicSurrogate(Surrogate):
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
         data, about = artefact.tensors, artefact.metadata
         fronts = [Front.from_json(front) for front in about["fronts"]]
-        by_hand: dict[int, Rule] = {**self.picks.get(group.layer, {})}
-        chosen = [front.candidates[choose(front, by_hand.get(k, self.choose))] for k, front in enumerate(fronts)]
+        chosen = [front.candidates[self.choice(front, group.layer, k)] for k, front in enumerate(fronts)]
         trees, constants = join([(c.tree, c.constants) for c in chosen])
         (inputs, d_model), outputs = data["basis"].shape, len(trees)
         module, outer = group.modules[-1], architecture.mlp_outer
         sizes = {"d_model": d_model, "inputs": inputs, "outputs": outputs, "affine": 0, "constants": len(constants)}
-        options: dict[str, Any] = {"outer": outer, **sizes, "clamp": self.clamp, "expressions": trees}
+        kind = Symbolic(outer=outer, **sizes, clamp=self.clamp, expressions=trees)
         tensors = {
             "basis": data["basis"],
             **{name: data[name].float() for name in ("offset", "low", "high")},  # float32 whatever the model's dtype
@@ -116,7 +119,7 @@ class SymbolicSurrogate(Surrogate):
         held_out = [1 - cast(float, c.held_out_loss) for c in chosen]
         row = {
             "module": module,
-            "kind": "symbolic_mlp",
+            "kind": kind.kind,
             "rank": [inputs, outputs],
             "parameters_before": about["parameters_before"],
             "parameters": sum(t.numel() for t in tensors.values()),
@@ -128,11 +131,11 @@ class SymbolicSurrogate(Surrogate):
             "affine_r2": about["affine_r2"],
             "complexity": [c.complexity for c in chosen],
             "source": [c.source for c in chosen],
-            "operations": len(compile_program(trees, inputs, len(constants)).instructions),
+            "operations": len(kind.program.instructions),
             "expressions": [to_text(c.tree, c.constants, [f"z{i}" for i in range(inputs)]) for c in chosen],
             "notes": [f"output {k}: {note}" for k, front in enumerate(fronts) for note in front.notes],
         }
-        specs = mlp_chain(group, ModuleSpec(module=module, kind="symbolic_mlp", options=options))
+        specs = mlp_chain(group, kind)
         named = {f"{module}.{name}": tensor for name, tensor in tensors.items()}
         return Replacement(specs, {**chain_tensors(group), **named}, group.modules, (row,))
 

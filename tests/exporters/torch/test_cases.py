@@ -12,16 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import D_MODEL, VOCABULARY, ScaledLinear, random_plan, run_without, tiny_checkpoint, tiny_model, with_plan
+from checkpoints import D_MODEL, VOCABULARY, random_plan, run_without, scaled_kind, tiny_checkpoint, tiny_model, with_plan
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from compress import nn
 from compress.cli.main import app
 from compress.loading.remote_code import remote_code
 from compress.plan import ModuleSpec, Plan, read_plan
-from exporters.torch import linears
 from exporters.torch import source as torch_source
 from exporters.torch.assembly import source
 from exporters.torch.parity import load_standalone
@@ -126,13 +124,11 @@ def test_a_replaced_output_projection_and_a_pruned_mlp(tmp_path: Path) -> None:
     assert "lambda *_: nn.Linear(20, 32, bias=False)" in text
 
 
-def test_a_kind_that_wraps_the_linear_it_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(nn.KINDS, "scaled_linear", ScaledLinear)
-    for module in (nn, linears):
-        monkeypatch.setattr(module, "WRAPPERS", frozenset({"scaled_linear"}))
+def test_a_kind_that_wraps_the_linear_it_replaces(tmp_path: Path) -> None:
     names = [f"model.layers.0.self_attn.{name}_proj" for name in ("q", "o")]  # with a bias and without
     plan = Plan(modules=tuple(ModuleSpec(module=name, kind="scaled_linear", options={"factor": 0.5}) for name in names))
-    export_torch(with_plan(tmp_path / "checkpoint", tiny_model("qwen2"), plan), tmp_path / "out")
+    with scaled_kind():
+        export_torch(with_plan(tmp_path / "checkpoint", tiny_model("qwen2"), plan), tmp_path / "out")
     assert (
         "lambda *shape: ScaledLinear(nn.Linear(*shape, bias=False), factor=0.5)" in (tmp_path / "out" / "model.py").read_text()
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compress.architecture import architecture
 from compress.checkpoint.units import Artefact
-from compress.loading.quantizer import build
+from compress.loading.modules import build
 from compress.methods.base import Group, Material, Replacement
 from compress.methods.mlp.symbolic_mlp import SymbolicSurrogate
 from compress.numerics.statistics import Moments, Sample

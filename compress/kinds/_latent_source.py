@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
-from compress.plan import ModuleSpec
-from compress.source.family import Family
+from compress.source.family import QUERIES, Family, role_shape
 from compress.source.text import in_place, text
-from exporters.torch.blocks import QUERIES, role_shape
-from exporters.torch.linears import Linear, Source
-
-_TENSORS = {
-    "basis": "basis",
-    "key_rows": "k_proj.weight",
-    "key_bias": "k_proj.bias",
-    "value_rows": "v_proj.weight",
-    "value_bias": "v_proj.bias",
-    "frequencies": "frequencies",
-}
 
 
-def latent_sources(spec: ModuleSpec, layer: int) -> list[Source]:
-    """Where the tensors of one layer's latent attention come from, beside those of its linears."""
-    at = f"layers.{layer}.attention"
-    return [Source(f"{at}.{ours}", f"{spec.module}.{theirs}", cast=ours != "frequencies") for ours, theirs in _TENSORS.items()]
-
-
-def latent_expression(family: Family, spec: ModuleSpec, layer: int) -> str:
-    """What makes one layer's attention in the table of layers."""
-    sizes = [str(spec.options[name]) for name in ("rank", "key_rank", "value_rank")]
-    return f"LatentAttention({', '.join([*sizes, *['window=WINDOW'] * bool(family.windows[layer])])})"
-
-
-def latent_class(family: Family, q: Linear, o: Linear, scale: Any) -> str:
-    """The class; `q` and `o` say whether those linears have biases, `scale` multiplies cosine and sine."""
+def latent_class(family: Family, biases: Mapping[str, bool], scale: float) -> str:
+    """The class; `biases` of the q and o linears, `scale` multiplies cosine and sine."""
     heads = "KV_HEADS" if family.kv_heads != family.heads else "HEADS"
     g = "G" if heads == "KV_HEADS" else "H"
     (d_in, d_q), (d_o, d_out) = role_shape(family, "q"), role_shape(family, "o")
@@ -41,8 +17,8 @@ def latent_class(family: Family, q: Linear, o: Linear, scale: Any) -> str:
     body = [
         *["self.window = window"] * windowed,
         "self.key_rank, self.value_rank = key_rank, value_rank",
-        f"self.q = nn.Linear({d_in}, {d_q}{'' if q.bias else ', bias=False'})",
-        f"self.o = nn.Linear({d_o}, {d_out}{'' if o.bias else ', bias=False'})",
+        f"self.q = nn.Linear({d_in}, {d_q}{'' if biases['q'] else ', bias=False'})",
+        f"self.o = nn.Linear({d_o}, {d_out}{'' if biases['o'] else ', bias=False'})",
         *["self.q_norm = RMSNorm(HEAD_DIM)", "self.k_norm = RMSNorm(HEAD_DIM)"] * (family.qk_norm == "head"),
         "self.basis = nn.Parameter(torch.empty(rank, D_MODEL))",
         f"self.key_rows = nn.Parameter(torch.empty({heads}, HEAD_DIM, key_rank))",
