@@ -100,7 +100,7 @@ def _syntax(file: Path) -> str:
 
 def digests(name: str, recipe: Path, folder: Path) -> dict[str, str]:
     """Fit, export, hash."""
-    command = [str(Path(sys.executable).with_name("compress"))]
+    command = [sys.executable, "-m", "compress"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for arguments in (
         ["fit", str(recipe), "--set", f"output={folder}"],

@@ -91,7 +91,8 @@ def _wrapped(folder: Path) -> Path:
     return with_plan(folder, tiny_model("qwen2"), plan)
 
 
-@pytest.mark.parametrize("case", [*CASES, WRAPPED])
+# A crystallized attention keeps the original's weights: what a loader that does not know it gets is the original model.
+@pytest.mark.parametrize("case", [case for case in (*CASES, WRAPPED) if "crystallized" not in case])
 def test_a_plain_load_without_compress_raises_instead_of_guessing_weights(loads: Any, case: str) -> None:
     _, plain, _ = loads[case]
     assert isinstance(plain, str), "random weights were loaded"
