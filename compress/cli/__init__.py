@@ -1,1 +1,4 @@
-"""The command line. In: what a person types. Out: files, tables and one line per mistake; nothing heavy is imported for --help."""
+"""The command line; nothing heavy is imported for --help.
+
+In: what a person types. Out: files, tables and one line per mistake.
+"""

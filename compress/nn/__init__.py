@@ -1,4 +1,7 @@
-"""What runs at inference; imports torch only. `KINDS` maps a Plan's `kind` to the module it builds from the spec's options."""
+"""What runs at inference; imports torch only.
+
+In: the options of a Plan's specs. Out: modules, by the spec's `kind` (`KINDS`).
+"""
 
 from torch import nn
 
