@@ -34,6 +34,8 @@ check: $(INSTALLED)
 numbers: $(INSTALLED)
 	$(BIN)/python docs/inject.py
 
+# The variable stops an advertisement that the theme prints.
+docs: export NO_MKDOCS_2_WARNING = 1
 docs: numbers $(DOCS_INSTALLED)
 	$(BIN)/mkdocs build --strict --quiet
 

@@ -2,7 +2,7 @@
 
     values    {row: {column: cell}}; a cell is a number, text, null, or named numbers such as {"perplexity": 46.44, "share": 1}
     figures   {name: number}, what the caption and the headers use, e.g. "dense {dense:.2f}"
-    source    {command, machine, commit, date}, null where not recorded
+    source    {command, machine, commit, date, note}, null where not recorded
     caption, label, format, columns, rows: the layout, see `Numbers`
 
 A script that measures a table again replaces `values`, `figures` and `source`, and leaves the layout as it is. Formats are
@@ -39,6 +39,7 @@ class Source(_Strict):
     machine: str | None = None
     commit: str | None = None
     date: str | None = None
+    note: str = ""
 
 
 class Column(_Strict):
@@ -87,7 +88,9 @@ class Numbers(_Strict):
         where = [self.source.machine, self.source.commit and f"commit {self.source.commit}", self.source.date]
         commands = [self.source.command] if isinstance(self.source.command, str) else self.source.command
         by = ", ".join(f"`{command}`" for command in commands)
-        return f"Measured by {by}: {', '.join(filter(None, where)) or 'machine and date not recorded'}."
+        return (
+            f"Measured by {by}: {', '.join(filter(None, where)) or 'machine and date not recorded'}. {self.source.note}".strip()
+        )
 
     def _cell(self, row: Row, column: Column) -> str:
         if row.key is None:
