@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 from compress.evaluating.perplexity import compare
 from compress.fitting import assemble, run
 from compress.fitting.channel_order import with_free_orders
+from compress.fitting.decide import replacements_of
+from compress.fitting.job import prepare, source_hash_of, tokens_of
 
 MAIN = ("llama", "qwen2", "gpt2", "opt")
 LOW_RANK = ("feature_space", "weight_svd", "whitened_svd")
@@ -74,9 +76,9 @@ def test_error_is_monotone_in_rank(folders, tmp_path, method, model_type):
 def test_saved_equals_in_memory_bit_for_bit(folders, tmp_path, step, model_type):
     recipe = tiny_recipe(folders(model_type), tmp_path, step)
     out = run.fit(recipe)
-    job = run.prepare(recipe)
-    material = run.material_of(job)
-    made = with_free_orders(job.model, run.replace(job, job.variants["compressed"], material))
+    job = prepare(recipe)
+    material = source_hash_of(job)
+    made = with_free_orders(job.model, replacements_of(job, job.variants["compressed"], material))
     memory = assemble.load_variant(job.model, made)
     with torch.no_grad():
         assert torch.equal(memory(IDS).logits, logits(out))
@@ -90,11 +92,11 @@ def test_mean_control_predicts_the_mean_output(folders, tmp_path):
     source = folders("llama")
     out = run.fit(tiny_recipe(source, tmp_path, {"method": "skip_mlp", "layers": [0], "output": "mean"}))
     original = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    job = run.prepare(tiny_recipe(source, tmp_path, {"method": "skip_mlp", "layers": [0], "output": "mean"}))
+    job = prepare(tiny_recipe(source, tmp_path, {"method": "skip_mlp", "layers": [0], "output": "mean"}))
     seen = []
     original.model.layers[0].mlp.register_forward_hook(lambda *a: seen.append(a[2].double()))
     with torch.no_grad():
-        original(run.tokens_of(job))
+        original(tokens_of(job))
     mean = torch.cat([s.flatten(0, 1) for s in seen]).mean(0)
     stored = AutoModelForCausalLM.from_pretrained(out).model.layers[0].mlp.down_proj.bias
     torch.testing.assert_close(stored.double(), mean, rtol=1e-3, atol=1e-4)
@@ -113,7 +115,7 @@ def test_feature_space_beats_weight_svd_on_its_calibration_text(folders, tmp_pat
     for method in LOW_RANK:
         recipe = tiny_recipe(source, tmp_path / method, {"method": method, "rank": {"keep": 0.5}})
         model = AutoModelForCausalLM.from_pretrained(run.fit(recipe), dtype=torch.float32)
-        kl[method] = compare(model, base, run.tokens_of(run.prepare(recipe)))["kl"]
+        kl[method] = compare(model, base, tokens_of(prepare(recipe)))["kl"]
     assert kl["feature_space"] < kl["weight_svd"]
 
 
@@ -204,9 +206,7 @@ def test_shared_basis_is_computed_once_per_input(folders, tmp_path, monkeypatch)
 
 def total_kl(out, source, recipe):
     base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    return compare(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32), base, run.tokens_of(run.prepare(recipe)))[
-        "kl"
-    ]
+    return compare(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32), base, tokens_of(prepare(recipe)))["kl"]
 
 
 def test_each_lever_lowers_the_divergence_on_calibration_text(folders, tmp_path):

@@ -10,6 +10,7 @@ from recipes_for_tests import tiny_folder
 
 from compress import methods
 from compress.fitting import run
+from compress.fitting.job import prepare
 from compress.numerics.rank import rank_at
 from compress.recipe import Recipe, load_recipe, parse_recipe, set_value
 
@@ -31,7 +32,7 @@ def parsing(data):
 
 def preparing(data):
     with pytest.raises(ValueError) as error:
-        run.prepare(parse_recipe(data))
+        prepare(parse_recipe(data))
     return str(error.value)
 
 
@@ -167,7 +168,7 @@ def test_an_output_that_touches_the_models_folder_is_refused_before_anything_is_
 
 def test_an_output_beside_the_model_is_not(tmp_path):
     source = tiny_folder(tmp_path / "model", "llama")
-    run.prepare(parse_recipe(plain(model=str(source), output=str(tmp_path / "model-compressed"))))
+    prepare(parse_recipe(plain(model=str(source), output=str(tmp_path / "model-compressed"))))
 
 
 def test_two_steps_on_one_module():
@@ -185,7 +186,7 @@ def test_roles_of_an_mlp_step():
 
 def test_a_rank_table_that_is_not_there():
     with pytest.raises(FileNotFoundError) as error:
-        run.prepare(parse_recipe(plain(step={"rank": {"table": "nowhere.json"}})))
+        prepare(parse_recipe(plain(step={"rank": {"table": "nowhere.json"}})))
     assert str(error.value) == "no rank table 'nowhere.json'; `compress search` writes one"
 
 
@@ -198,7 +199,7 @@ def test_a_bare_integer_is_a_rank():
     ("layers", "expected"), [([0, "2-4"], [0, 2, 3, 4]), ("1-2", [1, 2]), (3, [3]), ("0,-1", [0, 5]), ("all", list(range(6)))]
 )
 def test_layers_are_indices_and_ranges(layers, expected):
-    job = run.prepare(parse_recipe(plain(step={"layers": layers, "targets": {"roles": ["q"]}})))
+    job = prepare(parse_recipe(plain(step={"layers": layers, "targets": {"roles": ["q"]}})))
     assert [unit.group.layer for unit in job.variants["compressed"]] == expected
 
 
@@ -299,4 +300,4 @@ def test_checking_reads_no_weight(tmp_path, monkeypatch):
     folder = tiny_folder(tmp_path / "model", "llama")
     monkeypatch.setattr(run.checkpoint.Shards, "tensor", lambda *_: pytest.fail("a weight was read"))
     monkeypatch.setattr(run.checkpoint.Shards, "under", lambda *_: pytest.fail("weights were read"))
-    assert len(run.prepare(parse_recipe(plain(model=str(folder)))).variants["compressed"]) == 14
+    assert len(prepare(parse_recipe(plain(model=str(folder)))).variants["compressed"]) == 14

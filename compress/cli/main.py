@@ -23,6 +23,7 @@ from compress.cli.console import (
     recipes_folder,
     show,
 )
+from compress.fitting.job import expected_peak_bytes, prepare, previews
 
 if TYPE_CHECKING:
     from compress.recipe import Recipe
@@ -108,12 +109,11 @@ def fit(
 def _preview(recipes: Sequence[Recipe], as_json: bool) -> None:
     """The plan of each recipe, from config.json and headers alone."""
     from compress.cli import tables
-    from compress.fitting import run
 
     plans = []
     for recipe in recipes:
-        job = run.prepare(recipe)
-        rows, peak = [preview for _, preview in run.previews(job)], run.expected_peak_bytes(job)
+        job = prepare(recipe)
+        rows, peak = [preview for _, preview in previews(job)], expected_peak_bytes(job)
         plans.append({"output": str(recipe.output), **tables.preview_json(rows, peak)})
         if not as_json:
             show(tables.preview_table(rows, peak, str(recipe.output)))

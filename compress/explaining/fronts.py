@@ -9,6 +9,8 @@ from typing import Any
 
 from compress import methods
 from compress.fitting import run
+from compress.fitting.decide import artefact_of, decided
+from compress.fitting.job import prepare, source_hash_of
 from compress.progress import Progress, silent
 from compress.recipe import Recipe, Step, load_recipe
 from compress.regression.front import Candidate, Front, choose
@@ -39,12 +41,12 @@ class LayerExpressions:
 
 def expressions(folder: Path, layer: int | None = None) -> list[LayerExpressions]:
     """The fronts of one layer or of all surrogates of a checkpoint. Raises ValueError where the layer has none."""
-    job = run.prepare(_recipe(folder))
-    material = run.material_of(job)
+    job = prepare(_recipe(folder))
+    source_hash = source_hash_of(job)
     units = job.variants["compressed"]
     found = []
-    for unit, method in zip(units, run.decided(job, units, material), strict=True):
-        artefact = run.artefact_of(job, unit, material)
+    for unit, method in zip(units, decided(job, units, source_hash), strict=True):
+        artefact = artefact_of(job, unit, source_hash)
         if (of := method.expressions(artefact, unit.group.layer)) is not None:
             found.append(LayerExpressions(unit.group.layer, of.fronts, of.chosen))
     if not found:
@@ -66,7 +68,7 @@ def pick(folder: Path, layer: int, output: int, complexity: int, progress: Progr
         raise ValueError(f"layer {layer} has outputs 0 to {len(found.fronts) - 1}; output {output} given")
     choose(found.fronts[output], complexity)
     recipe = _recipe(folder)
-    units = run.prepare(recipe).variants["compressed"]
+    units = prepare(recipe).variants["compressed"]
     target = next(unit.step for unit in units if unit.group.layer == layer and unit.method.has_expressions)
     # Through the YAML form, so that only what was set is written back.
     changed = Step.model_validate({**target.to_yaml(), **target.options.picked(layer, output, complexity)})

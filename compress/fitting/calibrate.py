@@ -35,17 +35,17 @@ class Gradients:
     """Files of gradient moments that the first pass leaves for the second, by module and `layer.<index>`."""
 
     folder: Path
-    material: str
+    source_hash: str
 
     def write(self, name: str, moments: Moments) -> None:
-        write_unit(self._file(name), Artefact(moments.tensors(), {}), self.material)
+        write_unit(self._file(name), Artefact(moments.tensors(), {}), self.source_hash)
 
     def read(self, name: str) -> Moments | None:
-        saved = read_unit(self._file(name), self.material)
+        saved = read_unit(self._file(name), self.source_hash)
         return None if saved is None else Moments.from_tensors(saved.tensors)
 
     def _file(self, name: str) -> Path:
-        return self.folder / f"{name}.{self.material[:12]}.safetensors"
+        return self.folder / f"{name}.{self.source_hash[:12]}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class SearchLog(Log):
 
 @dataclass(frozen=True)
 class FirstPass:
-    """Fits units into files under `work`; `material` stands for the model, the calibration tokens and the seed."""
+    """Fits units into files under `work`; `source_hash` stands for the model, the calibration tokens and the seed."""
 
     model: StreamedModel
     work: Path
-    material: str
+    source_hash: str
     seed: int
     keep_gradients: bool  # leave the gradient moments for a second pass
     _collected: dict[int, dict[str, Statistic]] = field(
@@ -84,11 +84,11 @@ class FirstPass:
 
     @property
     def gradients(self) -> Gradients:
-        return Gradients(self.work / "gradient_moments", self.material)
+        return Gradients(self.work / "gradient_moments", self.source_hash)
 
     def artefact(self, unit: Unit, only: Container[str] | None = None) -> Artefact | None:
         """The unit's file (`only` some of its tensors), or None where it is missing, damaged or of something else."""
-        return read_unit(unit.file(self.work, self.material), unit.fingerprint(self.material), only)
+        return read_unit(unit.file(self.work, self.source_hash), unit.fingerprint(self.source_hash), only)
 
     def run(self, units: Sequence[Unit], tokens: Tensor, progress: Progress) -> None:
         """Fit the units that have no valid file yet."""
@@ -194,9 +194,9 @@ class FirstPass:
             material = Material(unit.group, self.model.architecture, weights, statistics, layer, self.seed, log)
             artefact = unit.method.fit(material)
             seconds = time.perf_counter() - started
-            file = unit.file(self.work, self.material)
+            file = unit.file(self.work, self.source_hash)
             write_json(file.with_suffix(".json"), {"seconds": round(seconds, 3)})
-            write_unit(file, artefact, unit.fingerprint(self.material))
+            write_unit(file, artefact, unit.fingerprint(self.source_hash))
             log.clear()
             del artefact
             release_freed()

@@ -17,32 +17,33 @@ from compress.fitting.units import Unit, together
 from compress.methods.base import Method, Replacement
 
 
-def first_pass(job: Job, material: str) -> FirstPass:
-    return FirstPass(job.model, job.work, material, job.recipe.seed, job.second_pass)
+def first_pass_of(job: Job, source_hash: str) -> FirstPass:
+    return FirstPass(job.model, job.work, source_hash, job.recipe.seed, job.second_pass)
 
 
-def decided(job: Job, units: Sequence[Unit], material: str) -> list[Method]:
+def decided(job: Job, units: Sequence[Unit], source_hash: str) -> list[Method]:
     """Each finished unit's method, with ranks that share a budget chosen together; reads spectra, not factors."""
-    return together(units, [artefact_of(job, unit, material, only=("spectrum",)) for unit in units])
+    return together(units, [artefact_of(job, unit, source_hash, only=("spectrum",)) for unit in units])
 
 
-def artefact_of(job: Job, unit: Unit, material: str, only: Container[str] | None = None) -> Artefact:
+def artefact_of(job: Job, unit: Unit, source_hash: str, only: Container[str] | None = None) -> Artefact:
     """A finished unit's file, or `only` some of its tensors. Raises FileNotFoundError where it is missing or damaged."""
-    artefact = first_pass(job, material).artefact(unit, only)
+    artefact = first_pass_of(job, source_hash).artefact(unit, only)
     if artefact is None:
-        raise FileNotFoundError(f"{unit.file(job.work, material)} is missing or damaged; run fit again")
+        raise FileNotFoundError(f"{unit.file(job.work, source_hash)} is missing or damaged; run fit again")
     return artefact
 
 
-def replace(job: Job, units: Sequence[Unit], material: str) -> list[Replacement]:
+def replacements_of(job: Job, units: Sequence[Unit], source_hash: str) -> list[Replacement]:
     """What each finished unit becomes; with `keep_dense_if_slower`, nothing where it would be slower."""
     return [
-        _replacement(job, unit, method, material) for unit, method in zip(units, decided(job, units, material), strict=True)
+        _replacement(job, unit, method, source_hash)
+        for unit, method in zip(units, decided(job, units, source_hash), strict=True)
     ]
 
 
-def _replacement(job: Job, unit: Unit, method: Method, material: str) -> Replacement:
-    made = method.replace(unit.group, artefact_of(job, unit, material), job.model.architecture)
+def _replacement(job: Job, unit: Unit, method: Method, source_hash: str) -> Replacement:
+    made = method.replace(unit.group, artefact_of(job, unit, source_hash), job.model.architecture)
     if not job.recipe.keep_dense_if_slower:
         return made
     device = "cpu" if job.recipe.keep_dense_if_slower is True else job.recipe.keep_dense_if_slower
@@ -50,12 +51,12 @@ def _replacement(job: Job, unit: Unit, method: Method, material: str) -> Replace
     return judge([made], job.work / "speed.json", device, dtype)[0]
 
 
-def replace_on_disk(job: Job, units: Sequence[Unit], material: str) -> list[Replacement]:
-    """As `replace`, one unit in memory at a time: the tensors wait in files, in the dtype they will be stored in."""
+def replace_on_disk(job: Job, units: Sequence[Unit], source_hash: str) -> list[Replacement]:
+    """As `replacements_of`, one unit in memory at a time: the tensors wait in files, in the dtype they will be stored in."""
     out = []
-    for unit, method in zip(units, decided(job, units, material), strict=True):
-        made = _replacement(job, unit, method, material)
+    for unit, method in zip(units, decided(job, units, source_hash), strict=True):
+        made = _replacement(job, unit, method, source_hash)
         decision = hash_json(method.model_dump(mode="json"))[:12]
-        file = job.work / "replaced" / f"{unit.file(job.work, material).stem}.{decision}.safetensors"
+        file = job.work / "replaced" / f"{unit.file(job.work, source_hash).stem}.{decision}.safetensors"
         out.append(dataclasses.replace(made, tensors=Spilled(file, stored_tensors(job.model, made))))
     return out

@@ -99,7 +99,7 @@ def tokens_of(job: Job) -> Tensor:
     return data.calibration_tokens(job.recipe.calibration, data.load_tokenizer(job.model.shards.folder))
 
 
-def material_of(job: Job, tokens: Tensor | None = None) -> str:
+def source_hash_of(job: Job, tokens: Tensor | None = None) -> str:
     """What every unit depends on: the model's files, the calibration tokens, the seed."""
     tokens = tokens_of(job) if tokens is None else tokens
     return hash_json([job.model.shards.fingerprint(), data.token_hash(tokens), job.recipe.seed])

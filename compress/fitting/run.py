@@ -18,9 +18,9 @@ from compress.checkpoint.files import hash_json, read_json, write_json
 from compress.fitting.assemble import load_variant, storage_dtype
 from compress.fitting.calibrate import BATCH_TOKENS
 from compress.fitting.channel_order import with_free_orders
-from compress.fitting.decide import decided, first_pass, replace, replace_on_disk
+from compress.fitting.decide import decided, first_pass_of, replace_on_disk, replacements_of
 from compress.fitting.finetune import finetune
-from compress.fitting.job import Job, material_of, prepare, tokens_of
+from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
 from compress.fitting.second_pass import Part, SecondPass
 from compress.fitting.write import assemble, finish
 from compress.methods.base import Replacement
@@ -36,12 +36,12 @@ def fit(recipe: Recipe, *, fresh: bool = False, progress: Progress = silent, wor
     if fresh:
         shutil.rmtree(job.work, ignore_errors=True)
     tokens = tokens_of(job)
-    material = material_of(job, tokens)
-    first_pass(job, material).run(job.units, tokens, progress)
+    source_hash = source_hash_of(job, tokens)
+    first_pass_of(job, source_hash).run(job.units, tokens, progress)
     replacements = {
-        name: second_pass(job, tokens, material, progress)
+        name: second_pass(job, tokens, source_hash, progress)
         if job.second_pass and name == "compressed"
-        else replace_on_disk(job, units, material)
+        else replace_on_disk(job, units, source_hash)
         for name, units in job.variants.items()
     }
     if recipe.finetune is not None:
@@ -50,18 +50,20 @@ def fit(recipe: Recipe, *, fresh: bool = False, progress: Progress = silent, wor
             job.model, replacements["compressed"], tokens, recipe.finetune, recipe.seed, job.work / "finetuned", tick
         )
     replacements["compressed"] = with_free_orders(job.model, replacements["compressed"])
-    report = assemble(job, replacements["compressed"], material, data.token_hash(tokens), progress)
+    report = assemble(job, replacements["compressed"], source_hash, data.token_hash(tokens), progress)
     evaluation = evaluate(job, replacements, progress)
     finish(job, replacements["compressed"], {**report, "evaluation": evaluation})
     return recipe.output
 
 
-def second_pass(job: Job, tokens: Tensor, material: str, progress: Progress) -> list[Replacement]:
+def second_pass(job: Job, tokens: Tensor, source_hash: str, progress: Progress) -> list[Replacement]:
     """Error propagation and block refinement, in the order of the units."""
     units = job.variants["compressed"]
     parts = [
         Part(unit, method, replacement)
-        for unit, method, replacement in zip(units, decided(job, units, material), replace(job, units, material), strict=True)
+        for unit, method, replacement in zip(
+            units, decided(job, units, source_hash), replacements_of(job, units, source_hash), strict=True
+        )
     ]
     layers = [[part for part in parts if part.unit.group.layer == index] for index in range(job.model.n_layers)]
     run = SecondPass(
@@ -71,11 +73,11 @@ def second_pass(job: Job, tokens: Tensor, material: str, progress: Progress) -> 
         storage_dtype(job.model),
         job.recipe.seed,
         job.work,
-        first_pass(job, material).gradients,
+        first_pass_of(job, source_hash).gradients,
     )
     tick = progress("refine layers", len(layers))
     batch = max(1, BATCH_TOKENS // tokens.shape[1])
-    return [replacement for layer in run.run(tokens, batch, layers, material, tick) for replacement in layer]
+    return [replacement for layer in run.run(tokens, batch, layers, source_hash, tick) for replacement in layer]
 
 
 def evaluate(job: Job, replacements: Mapping[str, Sequence[Replacement]], progress: Progress) -> dict[str, Any]:

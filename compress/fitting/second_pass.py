@@ -58,13 +58,13 @@ class SecondPass:
     gradients: Gradients
 
     def run(
-        self, tokens: Tensor, batch: int, layers: Sequence[Sequence[Part]], material: str, tick: Callable[[], None]
+        self, tokens: Tensor, batch: int, layers: Sequence[Sequence[Part]], source_hash: str, tick: Callable[[], None]
     ) -> list[list[Replacement]]:
         """Replacements by layer. Finished layers of an interrupted run are taken over."""
         original = self.model.embed(tokens, batch)
         compressed = Hidden([state.clone() for state in original.states], original.calls)
         out = []
-        fingerprint = hash_json([FORMAT, material, self.propagate_error, self.refinement])
+        fingerprint = hash_json([FORMAT, source_hash, self.propagate_error, self.refinement])
         for index, parts in enumerate(layers):
             fingerprint = hash_json([fingerprint, [_identity(part) for part in parts]])
             with self.model.resident(index) as layer:

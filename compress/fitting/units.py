@@ -26,14 +26,14 @@ class Unit:
     def method(self) -> Method:
         return self.step.options
 
-    def fingerprint(self, material: str) -> str:
-        """Hash of everything the artefact depends on; `material` stands for the model, the calibration tokens and the seed."""
+    def fingerprint(self, source_hash: str) -> str:
+        """Hash of everything the artefact depends on; `source_hash` stands for the model, the calibration tokens, the seed."""
         options = self.method.model_dump(mode="json", exclude=set(self.method.decided_late))
-        return hash_json([UNIT_FORMAT, material, self.step.method, options, self.group.layer, self.group.modules])
+        return hash_json([UNIT_FORMAT, source_hash, self.step.method, options, self.group.layer, self.group.modules])
 
-    def file(self, work: Path, material: str) -> Path:
+    def file(self, work: Path, source_hash: str) -> Path:
         """The unit file; its name carries the fingerprint, so that other options never overwrite a finished fit."""
-        return work / "units" / f"{self.group.name}.{self.fingerprint(material)[:12]}.safetensors"
+        return work / "units" / f"{self.group.name}.{self.fingerprint(source_hash)[:12]}.safetensors"
 
 
 def units_of(recipe: Recipe, architecture: Architecture, n_layers: int) -> list[Unit]:

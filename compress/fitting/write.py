@@ -16,7 +16,7 @@ from compress.progress import Progress
 
 
 def assemble(
-    job: Job, replacements: Sequence[Replacement], material: str, token_hash: str, progress: Progress
+    job: Job, replacements: Sequence[Replacement], source_hash: str, token_hash: str, progress: Progress
 ) -> dict[str, Any]:
     """Write the weights; return the report's part that describes them."""
     model, output = job.model, job.recipe.output
@@ -40,7 +40,7 @@ def assemble(
     )
     rows = []
     for unit, replacement in zip(job.variants["compressed"], replacements, strict=True):
-        timing = read_json(unit.file(job.work, material).with_suffix(".json")) or {}
+        timing = read_json(unit.file(job.work, source_hash).with_suffix(".json")) or {}
         rows += [{"layer": unit.group.layer, "method": unit.step.method, **row, **timing} for row in replacement.report]
     targeted = [(row["parameters_before"], row["parameters"]) for row in rows if "parameters_before" in row]
     return {

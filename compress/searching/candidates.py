@@ -12,8 +12,8 @@ from torch import Tensor
 
 from compress import methods
 from compress.architecture import Architecture
-from compress.fitting import run
-from compress.fitting.job import Job
+from compress.fitting.decide import first_pass_of
+from compress.fitting.job import Job, prepare, source_hash_of
 from compress.fitting.units import Unit
 from compress.methods.base import Replacement
 from compress.progress import Progress
@@ -82,9 +82,9 @@ def _candidates(job: Job, steps: Sequence[tuple[Step, Any]], tokens: Tensor, pro
     """Of every layer of every step, given with its size; all fitted in one pass."""
     units: list[tuple[Unit, Any]] = []
     for step, size in steps:
-        alone = run.prepare(job.recipe.model_copy(update={"steps": [step]}), job.work)
+        alone = prepare(job.recipe.model_copy(update={"steps": [step]}), job.work)
         units += [(unit, size) for unit in alone.variants["compressed"]]
-    first_pass = run.first_pass(job, run.material_of(job, tokens))
+    first_pass = first_pass_of(job, source_hash_of(job, tokens))
     ordered = sorted((unit for unit, _ in units), key=lambda unit: unit.group.layer)
     first_pass.run(list({unit.fingerprint(""): unit for unit in ordered}.values()), tokens, progress)
     shapes = {job.model.full_name(name): shape for name, shape in job.model.shards.shapes.items()}

@@ -22,9 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compress import data, methods
 from compress.checkpoint.files import hash_json, write_json
-from compress.fitting import run
 from compress.fitting.assemble import storage_dtype
-from compress.fitting.job import Job
+from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
 from compress.progress import Progress, silent
 from compress.recipe import Recipe, Step
 from compress.reporting import plots
@@ -76,14 +75,14 @@ def choose_layers(
         found = ", ".join(step.method for step in recipe.steps)
         able = ", ".join(name for name in methods.names() if methods.load(name).saves is not None)
         raise ValueError(f"layers are chosen for one step of {able}; the recipe has {found}")
-    job = run.prepare(recipe)
+    job = prepare(recipe)
     log = recipe.output / "layers.jsonl"
     if fresh:
         shutil.rmtree(job.work, ignore_errors=True)
         log.unlink(missing_ok=True)
     sizes = options.length, options.search_windows, options.test_windows
     (asked,), held_out = metrics.windows(recipe.evaluation, *sizes, data.load_tokenizer(str(job.model.shards.folder)))
-    tokens = run.tokens_of(job)
+    tokens = tokens_of(job)
     found = families(job, tokens, options.sizes, options.controls, progress)
     own = recipe.steps[0].method
     total = sum({candidate.layer: candidate.before for candidate in found[own]}.values())
@@ -91,7 +90,7 @@ def choose_layers(
     units = {name: [[c.unit.fingerprint(""), c.after] for c in candidates] for name, candidates in found.items()}
     header = {
         "format": 1,
-        "units": hash_json([run.material_of(job, tokens), units]),
+        "units": hash_json([source_hash_of(job, tokens), units]),
         "splits": hash_json([asked.tokens.tolist(), held_out.tokens.tolist()]),
     }
     known = open_log(log, header)

@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from compress import data
 from compress.checkpoint.files import hash_json, write_json
 from compress.checkpoint.units import Artefact
-from compress.fitting import run
 from compress.fitting.assemble import storage_dtype
-from compress.fitting.job import Job
+from compress.fitting.decide import first_pass_of
+from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
 from compress.fitting.units import Unit, layers_of
 from compress.methods.base import Ranks, Replacement
 from compress.progress import Progress, silent
@@ -81,7 +81,7 @@ def search(
     Raises ValueError for steps without ranks, too little text, or a log that belongs to another search.
     """
     options = options or SearchOptions.model_validate({})
-    job = run.prepare(recipe)
+    job = prepare(recipe)
     _within_layers(job)
     log = recipe.output / "search.jsonl"
     if fresh:
@@ -93,16 +93,16 @@ def search(
     else:
         sizes = options.length, options.search_windows, options.test_windows
         asked, held_out = metrics.windows(recipe.evaluation, *sizes, tokenizer)
-    tokens = run.tokens_of(job)
-    material = run.material_of(job, tokens)
-    first_pass = run.first_pass(job, material)
+    tokens = tokens_of(job)
+    source_hash = source_hash_of(job, tokens)
+    first_pass = first_pass_of(job, source_hash)
     first_pass.run(job.variants["compressed"], tokens, progress)
     targets = [_target(unit, artefact) for unit in job.variants["compressed"] if (artefact := first_pass.artefact(unit))]
     targets.sort(key=lambda t: -t.unit.group.layer)  # stable: within a layer, in the architecture's order
     first = min(target.unit.group.layer for target in targets)
     header = {
         "format": 1,
-        "units": hash_json([[t.unit.fingerprint(material), t.unit.group.name] for t in targets]),
+        "units": hash_json([[t.unit.fingerprint(source_hash), t.unit.group.name] for t in targets]),
         "splits": hash_json([part.tokens.tolist() for part in (*asked, held_out)]),
         "metric": options.metric,
         "tolerance": options.allowed,

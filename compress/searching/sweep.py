@@ -25,7 +25,7 @@ from torch import Tensor
 from compress.checkpoint.files import atomic, read_json, write_json
 from compress.fitting import run
 from compress.fitting.calibrate import FirstPass
-from compress.fitting.job import Job
+from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
 from compress.progress import Progress, silent
 from compress.recipe import Recipe, parse_recipe, read_yaml, set_value
 
@@ -128,27 +128,27 @@ def fit_points(points: Sequence[Point], progress: Progress = silent, *, fresh: b
     if fresh:
         shutil.rmtree(root / "work", ignore_errors=True)
         (root / "sweep.json").unlink(missing_ok=True)
-    jobs = [run.prepare(point.recipe, root / "work") for point in points]
+    jobs = [prepare(point.recipe, root / "work") for point in points]
     tokens = {}
-    materials = []
+    source_hashes = []
     for job in jobs:
         key = (job.recipe.model, job.recipe.calibration)
-        tokens.setdefault(key, run.tokens_of(job) if key not in tokens else None)
-        materials.append(run.material_of(job, tokens[key]))
+        tokens.setdefault(key, tokens_of(job) if key not in tokens else None)
+        source_hashes.append(source_hash_of(job, tokens[key]))
     known = {row["name"]: row for row in (read_json(root / "sweep.json") or {}).get("points", [])}
     rows = {
         point.name: known[point.name]
-        for point, material in zip(points, materials, strict=True)
-        if point.name in known and _is_of(known[point.name], point, material)
+        for point, source_hash in zip(points, source_hashes, strict=True)
+        if point.name in known and _is_of(known[point.name], point, source_hash)
     }
     waiting = [i for i, point in enumerate(points) if point.name not in rows]
-    for material in dict.fromkeys(materials[i] for i in waiting):
-        members = [jobs[i] for i in waiting if materials[i] == material]
-        _fit_units(members, material, tokens[members[0].recipe.model, members[0].recipe.calibration], progress)
+    for source_hash in dict.fromkeys(source_hashes[i] for i in waiting):
+        members = [jobs[i] for i in waiting if source_hashes[i] == source_hash]
+        _fit_units(members, source_hash, tokens[members[0].recipe.model, members[0].recipe.calibration], progress)
     tick = progress("points", len(waiting))
     for i in waiting:
         run.fit(points[i].recipe, work=root / "work")
-        rows[points[i].name] = _row(points[i], materials[i])
+        rows[points[i].name] = _row(points[i], source_hashes[i])
         _write(root, points, rows)
         tick()
     done = _write(root, points, rows)
@@ -156,29 +156,29 @@ def fit_points(points: Sequence[Point], progress: Progress = silent, *, fresh: b
     return done
 
 
-def _fit_units(jobs: Sequence[Job], material: str, tokens: Tensor, progress: Progress) -> None:
+def _fit_units(jobs: Sequence[Job], source_hash: str, tokens: Tensor, progress: Progress) -> None:
     """The units of several jobs over the same model and tokens, in one pass."""
-    units = {(unit.group.name, unit.fingerprint(material)): unit for job in jobs for unit in job.units}
+    units = {(unit.group.name, unit.fingerprint(source_hash)): unit for job in jobs for unit in job.units}
     ordered = sorted(units.values(), key=lambda u: (u.group.layer, u.group.name))
     keep_gradients = any(job.second_pass for job in jobs)
-    FirstPass(jobs[0].model, jobs[0].work, material, jobs[0].recipe.seed, keep_gradients).run(ordered, tokens, progress)
+    FirstPass(jobs[0].model, jobs[0].work, source_hash, jobs[0].recipe.seed, keep_gradients).run(ordered, tokens, progress)
 
 
-def _is_of(row: Mapping[str, Any], point: Point, material: str) -> bool:
+def _is_of(row: Mapping[str, Any], point: Point, source_hash: str) -> bool:
     """Whether a row and its folder still are what this point would make."""
     output = point.recipe.output
     recipe = output / "recipe.yaml"
     whole = (output / "config.json").is_file() and (output / "report.json").is_file() and recipe.is_file()
-    return whole and row.get("material") == material and recipe.read_text(encoding="utf-8") == point.recipe.to_yaml()
+    return whole and row.get("material") == source_hash and recipe.read_text(encoding="utf-8") == point.recipe.to_yaml()
 
 
-def _row(point: Point, material: str) -> dict[str, Any]:
+def _row(point: Point, source_hash: str) -> dict[str, Any]:
     report = json.loads((point.recipe.output / "report.json").read_text(encoding="utf-8"))
     modules = [m for m in report["modules"] if m.get("relative_error") is not None]
     return {
         "settings": dict(point.settings),
         "name": point.name,
-        "material": material,
+        "material": source_hash,
         "parameters": report["parameters"],
         "evaluation": report["evaluation"],
         "ranks": {m["module"]: m.get("rank") for m in modules},

@@ -22,6 +22,8 @@ from rich.table import Table
 from compress.fitting import run
 from compress.fitting.assemble import load_variant
 from compress.fitting.calibrate import BATCH_TOKENS
+from compress.fitting.decide import first_pass, replacements_of
+from compress.fitting.job import prepare, source_hash_of, tokens_of
 from compress.recipe import Recipe, parse_recipe
 
 
@@ -53,8 +55,8 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, folder: Path) -> None:
     rows: list[tuple[str, float, float]] = []
-    job = run.prepare(recipe_of(options, folder, "plain"))
-    tokens = run.tokens_of(job)
+    job = prepare(recipe_of(options, folder, "plain"))
+    tokens = tokens_of(job)
     whole = load_variant(job.model, [])
 
     def forward() -> float:
@@ -74,15 +76,15 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         rows.append((name, seconds, seconds / ((before + forward()) / 2)))
 
     def fits(of: run.Job) -> float:
-        files = (unit.file(of.work, run.material_of(of, tokens)).with_suffix(".json") for unit in of.units)
+        files = (unit.file(of.work, source_hash_of(of, tokens)).with_suffix(".json") for unit in of.units)
         return sum(json.loads(file.read_text())["seconds"] for file in files)
 
     for name, changes in (("statistics", {}), ("statistics with loss weight", {"importance": "fisher"})):
-        mine = run.prepare(recipe_of(options, folder, name.replace(" ", "_"), **changes))
-        material = run.material_of(mine, tokens)
+        mine = prepare(recipe_of(options, folder, name.replace(" ", "_"), **changes))
+        material = source_hash_of(mine, tokens)
 
         def first(mine: run.Job = mine, material: str = material) -> None:
-            run.first_pass(mine, material).run(mine.units, tokens, run.silent)
+            first_pass(mine, material).run(mine.units, tokens, run.silent)
 
         def decompositions(mine: run.Job = mine) -> float:
             return fits(mine)
@@ -94,8 +96,8 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
 
             def ratios(recipes: list[Recipe] = recipes, work: Path = mine.work, material: str = material) -> None:
                 for recipe in recipes:
-                    other = run.prepare(recipe, work)
-                    run.replace(other, other.variants["compressed"], material)
+                    other = prepare(recipe, work)
+                    replacements_of(other, other.variants["compressed"], material)
 
             stage(f"  ranks and factors of {count} budget{'s' * (count > 1)}", ratios)
     last = folder / "statistics_with_loss_weight" / "work"
@@ -103,9 +105,9 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         ("error propagation", {"propagate_error": True}),
         ("error propagation and 20 refinement steps", {"propagate_error": True, "refine": {"steps": 20}}),
     ):
-        second = run.prepare(recipe_of(options, folder, "second", importance="fisher", **levers), last)
-        material = run.material_of(second, tokens)
-        run.first_pass(second, material).run(second.units, tokens, run.silent)  # leaves the gradients the pass reads
+        second = prepare(recipe_of(options, folder, "second", importance="fisher", **levers), last)
+        material = source_hash_of(second, tokens)
+        first_pass(second, material).run(second.units, tokens, run.silent)  # leaves the gradients the pass reads
 
         def again(second: run.Job = second, material: str = material) -> None:
             run.second_pass(second, tokens, material, run.silent)

@@ -20,6 +20,8 @@ from torch import nn
 
 from compress.fitting import run
 from compress.fitting.assemble import storage_dtype
+from compress.fitting.decide import first_pass, replacements_of
+from compress.fitting.job import prepare, source_hash_of, tokens_of
 from compress.methods.base import Replacement
 from compress.progress import silent
 from compress.recipe import parse_recipe
@@ -54,14 +56,14 @@ class Changed(StreamedModel):
 def perplexity(base: dict[str, Any], step: dict[str, Any], refit: bool) -> float:
     made: dict[int, Replacement] = {}
     for layer in LAYERS:
-        job = run.prepare(parse_recipe({**base, "steps": [{**step, "layers": [layer]}]}))
+        job = prepare(parse_recipe({**base, "steps": [{**step, "layers": [layer]}]}))
         model = Changed(job.model.shards.folder)
         model.installed = dict(made) if refit else {}
-        job, tokens = dataclasses.replace(job, model=model), run.tokens_of(job)
-        material = f"{run.material_of(job, tokens)} behind {sorted(model.installed)}"
-        run.first_pass(job, material).run(job.units, tokens, silent)
-        (made[layer],) = run.replace(job, job.variants["compressed"], material)
-    job = run.prepare(parse_recipe({**base, "steps": [{**step, "layers": list(LAYERS)}]}))
+        job, tokens = dataclasses.replace(job, model=model), tokens_of(job)
+        material = f"{source_hash_of(job, tokens)} behind {sorted(model.installed)}"
+        first_pass(job, material).run(job.units, tokens, silent)
+        (made[layer],) = replacements_of(job, job.variants["compressed"], material)
+    job = prepare(parse_recipe({**base, "steps": [{**step, "layers": list(LAYERS)}]}))
     return run.evaluate(job, {"compressed": list(made.values())}, silent)["compressed"]["text"]["perplexity"]
 
 

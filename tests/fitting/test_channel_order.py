@@ -10,13 +10,15 @@ from recipes_for_tests import IDS, tiny_recipe
 
 from compress.fitting import assemble, run
 from compress.fitting.channel_order import with_free_orders
+from compress.fitting.decide import replacements_of
+from compress.fitting.job import prepare, source_hash_of
 from compress.methods.base import Replacement
 
 
 def replaced(folders: Any, tmp_path: Any, model_type: str, *steps: dict[str, Any]) -> tuple[Any, list[Replacement]]:
-    job = run.prepare(tiny_recipe(folders(model_type), tmp_path, *steps))
+    job = prepare(tiny_recipe(folders(model_type), tmp_path, *steps))
     run.fit(job.recipe)
-    return job.model, run.replace(job, job.variants["compressed"], run.material_of(job))
+    return job.model, replacements_of(job, job.variants["compressed"], source_hash_of(job))
 
 
 def step(*roles: str, form: str = "pivoted", **more: Any) -> dict[str, Any]:

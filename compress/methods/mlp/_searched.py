@@ -35,7 +35,7 @@ class Searched(MLPMethod):
 
     def choice(self, front: Front, layer: int, output: int) -> int:
         """Index of the candidate taken at one output: picked by hand, or by the rule of all."""
-        rule: Rule = self.picks.get(layer, {}).get(output, self.choose)
+        rule: Rule | str = self.picks.get(layer, {}).get(output, self.choose)
         return choose(front, rule)
 
     def picked(self, layer: int, output: int, complexity: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from compress.architecture import architecture
 from compress.cli.console import recipes_folder
 from compress.evaluating.cost import account
 from compress.fitting import run
+from compress.fitting.job import prepare, tokens_of
 from compress.methods.attention.crystallized_attention import CrystallizedAttention
 from compress.searching.sweep import sweep
 
@@ -54,9 +55,9 @@ def layer_one(model, tokens):
 def test_the_kept_residual_is_its_projection_on_the_leading_singular_vectors(folders, tmp_path, model_type, rank):
     source = folders(model_type)
     out = fitted(source, tmp_path, rank=rank)
-    job = run.prepare(tiny_recipe(source, tmp_path, {"method": "crystallized_attention", "layers": [1], "rank": rank}))
+    job = prepare(tiny_recipe(source, tmp_path, {"method": "crystallized_attention", "layers": [1], "rank": rank}))
     dense = load(source, attn_implementation="eager")
-    p, v, _ = layer_one(dense, run.tokens_of(job))
+    p, v, _ = layer_one(dense, tokens_of(job))
     groups = getattr(dense.config, "num_key_value_heads", p.shape[1])
 
     def split(p, v):
@@ -179,7 +180,7 @@ def test_impossible_options_are_refused(folders, tmp_path):
         fitted(folders("llama"), tmp_path, rank=9)
     step = {"method": "crystallized_attention", "targets": {"roles": ["q"]}}
     with pytest.raises(ValueError, match="replaces whole attentions; give layers"):
-        run.prepare(tiny_recipe(folders("llama"), tmp_path, step))
+        prepare(tiny_recipe(folders("llama"), tmp_path, step))
     both = {"method": "crystallized_attention"}, {"method": "weight_svd", "targets": {"roles": ["v"]}, "rank": {"keep": 0.5}}
     with pytest.raises(ValueError, match="both replace"):
-        run.prepare(tiny_recipe(folders("llama"), tmp_path, *both))
+        prepare(tiny_recipe(folders("llama"), tmp_path, *both))

@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 from compress.evaluating.cost import account, cache_bytes_per_token
 from compress.fitting import run
+from compress.fitting.decide import replacements_of
+from compress.fitting.job import prepare, source_hash_of, tokens_of
 from compress.methods.attention._rotary import rotary_frequencies
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -75,7 +77,7 @@ def test_the_product_is_the_best_of_its_rank_and_biases_are_kept(folders, tmp_pa
     seen = []
     dense.model.layers[0].self_attn.k_proj.register_forward_pre_hook(lambda _, a: seen.append(a[0].double().flatten(0, 1)))
     with torch.no_grad():
-        dense(run.tokens_of(run.prepare(recipe_of(source, tmp_path))))
+        dense(tokens_of(prepare(recipe_of(source, tmp_path))))
     x = torch.cat(seen)
     old, new = dense.model.layers[0].self_attn, model.model.layers[0].self_attn
     weight = torch.cat([old.k_proj.weight, old.v_proj.weight]).double()
@@ -140,12 +142,12 @@ def test_saved_equals_in_memory_and_another_width_refits_nothing(folders, tmp_pa
 
     recipe = recipe_of(folders("qwen2"), tmp_path, cache=0.5, **step)
     out = run.fit(recipe)
-    job = run.prepare(recipe)
-    material = run.material_of(job)
-    memory = assemble.load_variant(job.model, run.replace(job, job.variants["compressed"], material))
+    job = prepare(recipe)
+    material = source_hash_of(job)
+    memory = assemble.load_variant(job.model, replacements_of(job, job.variants["compressed"], material))
     with torch.no_grad():
         assert torch.equal(memory(IDS).logits, load(out)(IDS).logits)
-    other = run.prepare(recipe_of(folders("qwen2"), tmp_path, cache=0.25, **step))
+    other = prepare(recipe_of(folders("qwen2"), tmp_path, cache=0.25, **step))
     assert {u.fingerprint(material) for u in other.units} == {u.fingerprint(material) for u in job.units}
 
 
