@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from compress.checkpoint.files import hash_json
 from compress.checkpoint.units import Artefact, read_unit, write_unit
 from compress.fitting.assemble import load_variant
+from compress.fitting.descent import copies, descend, held_out_split, put_back
 from compress.methods.base import Replacement
 from compress.recipe import Finetuning
 from compress.stream.model import StreamedModel
@@ -61,9 +62,8 @@ def finetune(
     student.requires_grad_(False)
     trained = {name: parameter for name, parameter in student.named_parameters() if name in names}
     parameters = [parameter.requires_grad_(True) for parameter in trained.values()]
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
-    held = tokens[order[: max(1, int(len(tokens) * options.held_out))]]
-    train = tokens[order[len(held) :]] if len(tokens) > 1 else held
+    chosen, apart = held_out_split(len(tokens), options.held_out, torch.Generator().manual_seed(seed))
+    train, held = tokens[chosen], tokens[apart]
     optimiser = torch.optim.Adam(parameters, lr=options.lr)
     fingerprint = hash_json(
         [FORMAT, options.model_dump(), seed, sorted(trained), [float(p.detach().sum()) for p in parameters]]
@@ -72,7 +72,7 @@ def finetune(
     run = _resumed(file, fingerprint, parameters, optimiser)
     if run is None:
         loss = _held_out(teacher, student, held, options.batch)
-        run = _Run(0, loss, loss, 1.0, 0, [p.detach().clone() for p in parameters])
+        run = _Run(0, loss, loss, 1.0, 0, copies(parameters))
     for _ in range(run.step):
         tick()
     every = max(1, options.steps // EVALUATIONS)
@@ -80,21 +80,17 @@ def finetune(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + run.step)  # each step's own: resuming needs no state
         rows = train[torch.randint(len(train), (options.batch,), generator=generator)]
         optimiser.param_groups[0]["lr"] = options.lr * run.rate * _schedule((run.step + 1) / options.steps)
-        optimiser.zero_grad()
-        _divergence(teacher, student, rows).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        descend(optimiser, parameters, _divergence(teacher, student, rows))
         run.step += 1
         if run.step % every == 0 or run.step == options.steps:
             loss = _held_out(teacher, student, held, options.batch)
             if loss < run.best_loss:
-                run.best_loss, run.misses, run.best = loss, 0, [p.detach().clone() for p in parameters]
+                run.best_loss, run.misses, run.best = loss, 0, copies(parameters)
             else:
                 run.misses += 1
             if run.misses == PATIENCE:
                 run.rate, run.misses = run.rate / 2, 0
-                for parameter, best in zip(parameters, run.best, strict=True):
-                    parameter.data.copy_(best)
+                put_back(parameters, run.best)
             _save(file, fingerprint, run, parameters, optimiser)
         tick()
     note = {"finetune_kl_before": run.start_loss, "finetune_kl_after": run.best_loss}

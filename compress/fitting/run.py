@@ -21,7 +21,8 @@ from compress.fitting.channel_order import with_free_orders
 from compress.fitting.decide import decided, first_pass_of, replace_on_disk, replacements_of
 from compress.fitting.finetune import finetune
 from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
-from compress.fitting.second_pass import Part, SecondPass
+from compress.fitting.second_pass import SecondPass
+from compress.fitting.twin import Part
 from compress.fitting.write import assemble, finish
 from compress.methods.base import Replacement
 from compress.progress import Progress, silent
