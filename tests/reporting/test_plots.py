@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
 from results_for_tests import made_results
 
-from compress.reporting.labels import place_labels
+from compress.reporting.labels import MARK, label_ends, place_labels
 from compress.reporting.plots import (
     DARK,
     LIGHT,
@@ -40,7 +43,7 @@ def _axes():
     return axes
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(8))
 def test_labels_cover_neither_each_other_nor_a_point(seed):
     random = np.random.default_rng(seed)
     points = [(float(x), float(y)) for x, y in random.random((12, 2))]
@@ -51,7 +54,8 @@ def test_labels_cover_neither_each_other_nor_a_point(seed):
         for b in boxes[i + 1 :]:
             assert not a.overlaps(b)
         for point in axes.transData.transform(points):
-            assert not a.contains(*point)
+            half = MARK * axes.figure.dpi / 72
+            assert not a.overlaps(Bbox([point - half, point + half]))  # the whole mark, not its centre alone
     frame = axes.get_window_extent()
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
 
@@ -62,6 +66,18 @@ def test_lone_labels_stand_beside_their_points():
     x, y = axes.transData.transform((0.5, 0.5))
     assert 0 < box.x0 - x < 15
     assert box.y0 < y < box.y1
+
+
+@pytest.mark.parametrize("heights", [(0.5, 0.5), (0.1, 0.11, 0.12, 0.9), (0.3, 0.3, 0.3, 0.31, 0.29, 0.0)])
+def test_names_of_ends_stand_apart_and_in_the_order_of_the_ends(heights):
+    axes = _axes()
+    label_ends(axes, {f"series {i}": ((1.0, height), "black") for i, height in enumerate(heights)})
+    axes.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]  # from the lowest up
+    assert all(below.y1 <= above.y0 for below, above in itertools.pairwise(boxes))
+    order = [heights[int(text.get_text().split()[1])] for text in axes.texts]
+    assert order == sorted(heights)
+    assert all(box.x0 > axes.get_window_extent().x1 for box in boxes)
 
 
 DRAWN = {
