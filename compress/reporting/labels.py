@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
@@ -39,12 +40,17 @@ def place_labels(axes: Axes, points: Sequence[tuple[float, float]], names: Seque
     at = axes.transData.transform(points)
     to_data = axes.transData.inverted().transform
     box = {"facecolor": halo, "edgecolor": "none", "pad": 0.8}
+    beside = np.array([GAP * unit, 0.0])
     texts = [
-        axes.text(*to_data((x + GAP * unit, y)), name, fontsize=FONT_SIZE, color=color, va="center", bbox=box, zorder=2.5)
-        for (x, y), name in zip(at, names, strict=True)
+        axes.text(x, y, name, fontsize=FONT_SIZE, color=color, va="center", bbox=box, zorder=2.5)
+        for (x, y), name in zip(to_data(at + beside), names, strict=True)
     ]
-    for text in texts:
+    right = axes.get_window_extent().x1
+    for text, (x, _) in zip(texts, to_data(at - beside), strict=True):
         text.set_in_layout(False)  # one that still sticks out must not shrink the axes under the others
+        # adjustText stops where nothing overlaps, and only then moves inside what sticks out: onto its own point.
+        if text.get_window_extent().x1 > right:
+            text.set(x=x, horizontalalignment="right")
     # adjustText takes bare boxes in data coordinates; of artists it would transform pixels a second time.
     marks = [Bbox([to_data(corner - MARK * unit), to_data(corner + MARK * unit)]) for corner in at]
     tie = {"arrowstyle": "-", "color": color, "lw": 0.6, "alpha": 0.6}

@@ -15,9 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from compress.checkpoint.files import write_text
+from compress.reporting.canvas import THEMES, Theme
 from compress.reporting.columns import Block, Entry, cells, tables, text_names
 from compress.reporting.page import Picture, page
-from compress.reporting.plots import THEMES, Theme, layer_errors, module_error, throughput_against_perplexity
+from compress.reporting.plots_benchmark import layer_errors, module_error, throughput_against_perplexity
 from compress.reporting.sentences import compared, measured_how, summary, title
 
 FORMAT = 1
