@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from compress.reporting.columns import Block, Column, Entry, cells, tables
+from compress.reporting.columns import Column, Entry
 from compress.reporting.sentences import compared, measured_how, summary, title
+from compress.reporting.tables import Table, tables
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,14 @@ def _section(title: str, *parts: str) -> str:
     return f"<section><h2>{escape(title)}</h2>\n" + "\n".join(parts) + "</section>"
 
 
-def _table(block: Block) -> str:
+def _table(block: Table) -> str:
     def row(tag: str, texts: Sequence[str]) -> str:
         named = zip(block.columns, texts, strict=True)
         return "".join(f"<{tag}{_class(column)}>{escape(text)}</{tag}>" for column, text in named)
 
     head = row("th", [column.header for column in block.columns])
     grouped = any(column.is_group for column in block.columns)
-    rows = "".join(f"<tr{' class=group' * bool(grouped and texts[0])}>{row('td', texts)}</tr>" for texts in cells(block))
+    rows = "".join(f"<tr{' class=group' * bool(grouped and texts[0])}>{row('td', texts)}</tr>" for texts in block.texts())
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
