@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compress.numerics import lapack
+from compress.numerics.conventions import damped
+
 DAMPING = 1e-6  # of the mean channel variance
 
 
@@ -16,9 +19,8 @@ def prune(weight: Tensor, covariance: Tensor, metric: Tensor, keep: int) -> tupl
     is kept.
     """
     d_ff = weight.shape[1]
-    floor = DAMPING * float(covariance.diagonal().mean()) or 1.0
-    damped = covariance + floor * torch.eye(d_ff, dtype=torch.float64)
-    inverse = torch.linalg.inv(damped)
+    covariance = damped(covariance, DAMPING, empty=1.0)  # 1: no channel ever fired, and any may go
+    inverse = lapack.inverse(covariance)
     current = weight.clone()
     gone = torch.zeros(d_ff, dtype=torch.bool)
     for _ in range(d_ff - keep):
@@ -32,5 +34,5 @@ def prune(weight: Tensor, covariance: Tensor, metric: Tensor, keep: int) -> tupl
         inverse[j, j] = 1.0
         gone[j] = True
     kept = torch.nonzero(~gone).flatten()
-    refitted = torch.linalg.solve(damped[kept][:, kept], damped[kept] @ weight.T).T
+    refitted = lapack.solve(covariance[kept][:, kept], covariance[kept] @ weight.T).T
     return kept, refitted

@@ -128,7 +128,7 @@ class Sample:
         """rows (n, d), of which the first is row `start` of the whole stream."""
         low, high = np.searchsorted(self.index, [start, start + rows.shape[0]])
         if high > low:
-            wanted = torch.from_numpy(self.index[low:high] - start)
+            wanted = torch.as_tensor(self.index[low:high] - start)
             self._kept[int(self.index[low])] = rows[wanted].clone()
 
     def merge(self, other: Self) -> None:

@@ -10,7 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compress.numerics.linalg import symmetric_sqrt
+from compress.numerics.conventions import signed
+from compress.numerics.lapack import eigvalsh, orthonormal_columns, right_singular_vectors
+from compress.numerics.linalg import largest_first, symmetric_sqrt
 
 Kind = Literal["pca", "regression", "gradient"]
 _NEGLIGIBLE = 1e-10  # of the largest variance: a direction that calibration never moved along
@@ -18,14 +20,14 @@ _NEGLIGIBLE = 1e-10  # of the largest variance: a direction that calibration nev
 
 def moving(covariance: Tensor) -> int:
     """In how many directions rows of this covariance (d, d) vary at all."""
-    values = torch.linalg.eigvalsh(covariance)
+    values = eigvalsh(covariance)
     return int((values > _NEGLIGIBLE * values[-1]).sum())
 
 
 def principal(covariance: Tensor, count: int) -> Tensor:
     """Of largest variance."""
-    values, vectors = torch.linalg.eigh(covariance)
-    return _signed((vectors[:, -count:] / values[-count:].sqrt()).flip(1).T)
+    vectors, values = largest_first(covariance)
+    return signed((vectors[:, :count] / values[:count].sqrt()).T, dim=1).contiguous()
 
 
 def regression(covariance: Tensor, cross: Tensor, count: int) -> Tensor:
@@ -35,7 +37,7 @@ def regression(covariance: Tensor, cross: Tensor, count: int) -> Tensor:
     uncorrelated with those found fill up.
     """
     root, inverse = symmetric_sqrt(covariance)
-    vectors = torch.linalg.svd(cross @ inverse, full_matrices=False)[2][:count]
+    vectors = right_singular_vectors(cross @ inverse)[:count]
     return _filled(vectors, root, inverse, covariance, count)
 
 
@@ -63,17 +65,12 @@ def gradient(covariance: Tensor, jacobians: Tensor, count: int, *, per_output: b
 
 def _leading(rows: Tensor, count: int) -> Tensor:
     """Leading eigenvectors of the second moment of rows (n, d), as rows."""
-    return torch.linalg.eigh(rows.T @ rows)[1].flip(1)[:, :count].T
+    return largest_first(rows.T @ rows)[0][:, :count].T
 
 
 def _filled(vectors: Tensor, root: Tensor, inverse: Tensor, covariance: Tensor, count: int) -> Tensor:
     """Orthonormal whitened directions (k, d), filled up to `count` by principal ones, as rows B for x."""
     if len(vectors) < count:
-        components = torch.linalg.eigh(covariance)[1].flip(1).T
-        vectors = torch.linalg.qr(torch.cat([vectors, components]).T)[0].T[:count]
-    return _signed(vectors @ inverse)
-
-
-def _signed(rows: Tensor) -> Tensor:
-    """With the largest entry of each row positive: eigh leaves signs open."""
-    return (rows * torch.sign(rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)))).contiguous()
+        components = largest_first(covariance)[0].T
+        vectors = orthonormal_columns(torch.cat([vectors, components]).T).T[:count]
+    return signed(vectors @ inverse, dim=1).contiguous()
