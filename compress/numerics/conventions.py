@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compress.numerics.lapack import norms
+
 _SMALLEST = 1e-300  # float64: divides without overflow where a factor has a column of zeros
 
 
@@ -38,7 +40,7 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     >>> left, right
     (tensor([[4.]]), tensor([[4.]]))
     """
-    scale = (right.norm(dim=1) / left.norm(dim=0).clamp_min(_SMALLEST)).clamp_min(_SMALLEST).sqrt()
+    scale = (norms(right, 1) / norms(left, 0).clamp_min(_SMALLEST)).clamp_min(_SMALLEST).sqrt()
     return left * scale, right / scale[:, None]
 
 

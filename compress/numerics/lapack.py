@@ -45,6 +45,11 @@ def solve(matrix: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.solve(matrix, right)
 
 
+def norms(matrix: Tensor, dim: int) -> Tensor:
+    """Euclidean norms along `dim`: of the columns (0) or the rows (1) of a matrix."""
+    return matrix.norm(dim=dim)
+
+
 def pivoted_triangle(matrix: Tensor) -> tuple[Any, Any]:
     """(R (r, n), order (n,)) of the column-pivoted QR: matrix (r, n)[:, order] = Q R, |R_kk| falling; numpy arrays."""
     factors: Any = scipy.linalg.qr(matrix.numpy(), mode="economic", pivoting=True)

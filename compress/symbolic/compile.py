@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from compress.symbolic.expression import check_tree, fold, tree_children
-from compress.symbolic.lowering import Lowering
+from compress.symbolic.lowering import Lowering, Value
 from compress.symbolic.operations import PRIMITIVES, Tree
 from compress.symbolic.program import Program
 from compress.symbolic.schedule import schedule
@@ -19,7 +19,7 @@ def compile_program(trees: Sequence[Tree], n_inputs: int, n_constants: int) -> P
     Raises ValueError, with the tree's position, as `check_tree` does and where a part made of literals alone is not finite.
     """
     lowering = Lowering()
-    outputs = []
+    outputs: list[Value] = []
     for i, tree in enumerate(trees):
         try:
             check_tree(tree, n_inputs, n_constants)
@@ -36,8 +36,10 @@ def symbolic_options(options: Mapping[str, Any]) -> dict[str, Any]:
     The only place where stored expressions turn into something that runs. Raises ValueError as `compile_program` does.
     """
     options = dict(options)
-    if not isinstance(trees := options.pop("expressions", None), list):
+    found = options.pop("expressions", None)
+    if not isinstance(found, list):
         raise ValueError("a symbolic_mlp needs `expressions`, a list of trees")
+    trees = cast("list[Any]", found)  # of anything: `check_tree` looks
     for key, least in {"d_model": 1, "inputs": 1, "outputs": 1, "affine": 0, "constants": 0}.items():
         if type(options.get(key)) is not int or options[key] < least:
             raise ValueError(f"a symbolic_mlp needs `{key}`, an integer of {least} or more, got {options.get(key)!r}")

@@ -20,7 +20,7 @@ from compress.symbolic.operations import Tree, apply
 
 MAX_LENGTH = 20_000  # characters
 MAX_EXPONENT = 64
-_BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.Pow: "pow", ast.Mod: "mod"}
+_BINARY: dict[type, str] = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.Pow: "pow", ast.Mod: "mod"}
 _SYNONYMS = {"neg": "neg", "ceiling": "ceil", "Abs": "abs", "Max": "maximum", "Min": "minimum", "pow_abs": "powabs"}
 
 
@@ -43,8 +43,8 @@ def read_equation(text: str, names: Sequence[str]) -> tuple[Tree, list[float]]:
     constants: list[float] = []
 
     def leaf(value: Any) -> Tree:
-        """Numbers stay Python floats until they meet a variable."""
-        if isinstance(value, list):
+        """Numbers stay Python floats until they meet a variable; everything else is a tree already."""
+        if not isinstance(value, float):
             return value
         constants.append(value)
         return ["param", len(constants) - 1]
@@ -79,7 +79,8 @@ def _children(node: ast.AST) -> list[ast.AST]:
             return [node.operand]
         case ast.Call(func=ast.Name(), keywords=[]):
             return list(node.args)
-    return []
+        case _:
+            return []
 
 
 def _function(node: ast.AST, text: str) -> str:
@@ -93,7 +94,8 @@ def _function(node: ast.AST, text: str) -> str:
         case ast.Call(func=ast.Name(id=name), keywords=[]) if node.args:
             name = name.removeprefix("safe_")
             return _SYNONYMS.get(name, name)
-    raise ValueError(f"{type(node).__name__} is not allowed in an equation: {text[:80]!r}")
+        case _:
+            raise ValueError(f"{type(node).__name__} is not allowed in an equation: {text[:80]!r}")
 
 
 def _finite(value: Any, text: str) -> float:

@@ -27,6 +27,7 @@ def evaluate_numpy(program: Program, inputs: np.ndarray, constants: Sequence[flo
 def certify(program: Program, constants: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[Interval] | None:
     """A range of every output over the box low ≤ z ≤ high, in float32 rounding, or None where some step might not be finite.
 
+    >>> from compress.symbolic.compile import compile_program
     >>> program = compile_program([["reciprocal", ["var", 0]]], 1, 0)
     >>> certify(program, [], [-1.0], [1.0]) is None
     True

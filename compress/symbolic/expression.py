@@ -4,19 +4,21 @@ A tree is a nested list, `["add", ["mul", ["param", 0], ["var", 3]], ["int", 2]]
 arguments. Numbers a fit may tune are `["param", k]`, entry k of a vector stored as a tensor; integers and small fractions stay
 in the tree, because an exponent that drifted off 2 would turn negative bases into NaN. Nothing here parses text.
 """
+# sympy has annotations here and there, but declares none.
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
 import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import sympy
 from sympy.printing.latex import latex
 from sympy.printing.str import sstr
 
-from compress.symbolic.operations import LEAVES, OPERATIONS, PRIMITIVES, Tree, apply, operation
+from compress.symbolic.operations import LEAVES, OPERATIONS, PRIMITIVES, Kind, Tree, apply, operation
 
 __all__ = ["OPERATIONS", "Tree", "check_tree", "complexity", "from_tree", "join", "symbols", "to_latex", "to_text", "to_tree"]
 
@@ -36,7 +38,8 @@ def symbols(count: int, prefix: str = "z") -> tuple[sympy.Symbol, ...]:
 
 def fold(root: T, children: Callable[[T], Sequence[T]], visit: Callable[[T, list[Any]], Any]) -> Any:
     """Post-order without recursion: `visit(node, results of its children)`; the result for the root."""
-    order, stack = [], [(root, children(root))]
+    order: list[tuple[T, int]] = []
+    stack = [(root, children(root))]
     while stack:
         node, below = stack.pop()
         order.append((node, len(below)))
@@ -82,10 +85,15 @@ def to_tree(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> tuple[Tr
 
     root: Any = sympy.sympify(expression, strict=True)  # strict: objects and numbers only, a string is refused, never parsed
     if root.has(sympy.ITE):  # sympy's rewriting of a condition about a Piecewise
-        root = root.replace(sympy.ITE, lambda c, a, b: (c & a) | (~c & b))
+        root = root.replace(sympy.ITE, _either)
     tree = fold(root, _sympy_children, visit)
     check_tree(tree, len(position), len(constants))
     return tree, list(constants)
+
+
+def _either(condition: Any, x: Any, y: Any) -> Any:
+    """x where the condition holds, else y, of conditions: what the table has operations for."""
+    return (condition & x) | (~condition & y)
 
 
 def _sympy_children(node: Any) -> list[Any]:
@@ -134,14 +142,16 @@ def from_tree(tree: Tree, symbols: Sequence[sympy.Symbol], constants: Sequence[f
             case ["var", i]:
                 return symbols[i]
             case ["param", k]:
-                return sympy.Float(constants[k])
+                number: float = constants[k]
+                return sympy.Float(number)
             case ["int", n]:
                 return sympy.Integer(n)
             case ["rational", p, q]:
                 return sympy.Rational(p, q)
             case ["nan"]:
                 return sympy.S.NaN
-            case [name, *_]:
+            case _:
+                name: str = node[0]
                 make = PRIMITIVES[name].sympy
                 assert make is not None
                 return make(*args, evaluate=evaluate)
@@ -151,22 +161,25 @@ def from_tree(tree: Tree, symbols: Sequence[sympy.Symbol], constants: Sequence[f
 
 def check_tree(tree: Any, n_inputs: int, n_constants: int) -> None:
     """Raises ValueError where `tree` is not a well-formed real expression; never recurses, stops at MAX_NODES."""
-    stack, nodes = [(tree, 1, "real")], 0
+    stack: list[tuple[Any, int, Kind]] = [(tree, 1, "real")]
+    nodes = 0
     while stack:
-        node, depth, kind = stack.pop()
+        found, depth, kind = stack.pop()
         nodes += 1
         if nodes > MAX_NODES:
             raise ValueError(f"the expression has more than {MAX_NODES} nodes; fit a simpler one")
         if depth > MAX_DEPTH:
             raise ValueError(f"the expression is nested deeper than {MAX_DEPTH}; fit a simpler one")
-        if type(node) is not list or not node or type(node[0]) is not str:
-            raise ValueError(f"expected a list that starts with an operation's name, got {reprlib.repr(node)}")
+        # type, not isinstance: JSON gives plain lists, strings and integers, and True is no integer here.
+        if type(found) is not list or not found or type(cast("Tree", found)[0]) is not str:
+            raise ValueError(f"expected a list that starts with an operation's name, got {reprlib.repr(cast(object, found))}")
+        node = cast("Tree", found)
         if len(node) > MAX_NODES:
             raise ValueError(f"the expression has more than {MAX_NODES} nodes; fit a simpler one")
         name, args = node[0], node[1:]
         if name in LEAVES:
             _check_leaf(node, {"var": n_inputs, "param": n_constants}.get(name))
-            gives = "real"
+            gives: Kind = "real"
         else:
             row = operation(name)
             if row.composed is not None:
@@ -175,7 +188,7 @@ def check_tree(tree: Any, n_inputs: int, n_constants: int) -> None:
                 )
             if not row.least <= len(args) <= (row.most or MAX_NODES):
                 raise ValueError(f"{name!r} takes {row.arity} argument(s), got {len(args)}")
-            kinds = [*row.takes, *[row.takes[-1]] * (len(args) - len(row.takes))]
+            kinds = row.takes + row.takes[-1:] * (len(args) - len(row.takes))
             stack.extend((arg, depth + 1, kind) for arg, kind in zip(args, kinds, strict=False))
             gives = row.gives
         if gives != kind:
@@ -202,7 +215,8 @@ def complexity(tree: Tree, weights: Mapping[str, int] | None = None) -> int:
 
 def join(parts: Sequence[tuple[Tree, Sequence[float]]]) -> tuple[list[Tree], list[float]]:
     """Trees over one common vector of constants."""
-    trees, constants = [], []
+    trees: list[Tree] = []
+    constants: list[float] = []
     for tree, own in parts:
         start = len(constants)
         trees.append(_shifted(tree, start))

@@ -89,7 +89,8 @@ class _Scheduler:
         return [column for column, _, _ in self.forms[register] if column != _ONE]
 
     def steps(self) -> dict[str, Any]:
-        program, needed = self.program, set()
+        program = self.program
+        needed: set[int] = set()
         for output in program.outputs:
             needed.update(column for column, _, _ in self.forms[output])
         level = dict.fromkeys(range(program.n_inputs), 0)

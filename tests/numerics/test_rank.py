@@ -105,9 +105,8 @@ def test_the_budget_is_never_exceeded_and_the_optimum_missed_by_less_than_one_st
     for budget in np.linspace(problem.cheapest + 1e-9, 1, 9):
         cost, error = problem.allocated(budget)
         assert cost <= budget * problem.total
-        assert (
-            problem.optimum(budget * problem.total) - 1e-12 <= error <= problem.optimum(budget * problem.total) + step + 1e-12
-        )
+        best = problem.optimum(budget * problem.total)
+        assert best - 1e-12 <= error <= best + step + 1e-12
 
 
 @forms

@@ -1,5 +1,7 @@
 """Streaming statistics equal numpy's on the concatenated rows, however the stream is cut, ordered or merged."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ orders = st.randoms(use_true_random=False)
 def parts(rows, where):
     """[(start, rows of the part)] of a stream cut at `where`."""
     edges = [0, *where, len(rows)]
-    return [(a, rows[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [(a, rows[a:b]) for a, b in itertools.pairwise(edges)]
 
 
 def close(found, expected):
