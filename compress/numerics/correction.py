@@ -62,7 +62,10 @@ def corrected(target: Target, moments: CrossMoments, free_bias: bool) -> Iterato
 def best_correction(
     target: Target, fitted_on: CrossMoments, held_out: CrossMoments, free_bias: bool
 ) -> tuple[float, Tensor, Tensor]:
-    """The (λ, weight, bias) of least error on rows that were held out; λ = inf is the target itself."""
+    """The (λ, weight, bias) of least error on rows that were held out; λ = inf is the target itself.
+
+    Never worse there than the target, and where nothing was read it is the target.
+    """
     best = (math.inf, target.weight, target.bias)
     least = target.error(target.weight, target.bias, held_out)
     for candidate in corrected(target, fitted_on, free_bias):

@@ -89,6 +89,7 @@ def factorize(
         vectors, spectrum = _leading(gram)
         left = vectors if g_inverse is None else g_inverse @ vectors
         return Decomposition(left, vectors.T @ weighted, spectrum)
+    # More outputs than inputs: the same problem for Mᵀ M, of the smaller side, which needs the root of C.
     c_root, c_inverse = None, None
     if input_metric is not None:
         c_root, c_inverse = symmetric_sqrt(input_metric, DAMPING + input_damping)

@@ -19,13 +19,20 @@ _NEGLIGIBLE = 1e-10  # of the largest variance: a direction that calibration nev
 
 
 def moving(covariance: Tensor) -> int:
-    """In how many directions rows of this covariance (d, d) vary at all."""
+    """In how many directions rows of this covariance (d, d) vary at all; no kind below finds more.
+
+    >>> moving(torch.diag(torch.tensor([4.0, 1.0, 0.0], dtype=torch.float64)))
+    2
+    """
     values = eigvalsh(covariance)
     return int((values > _NEGLIGIBLE * values[-1]).sum())
 
 
 def principal(covariance: Tensor, count: int) -> Tensor:
-    """Of largest variance."""
+    """Of largest variance: the `count` leading principal components (count, d), each over its standard deviation.
+
+    `count` is at most `moving(covariance)`: a direction without variance has no unit of its own.
+    """
     vectors, values = largest_first(covariance)
     return signed((vectors[:, :count] / values[:count].sqrt()).T, dim=1).contiguous()
 
@@ -34,7 +41,8 @@ def regression(covariance: Tensor, cross: Tensor, count: int) -> Tensor:
     """That predict targets t best by an affine map of this rank (reduced-rank regression), cross = cov(t, x) (e, d).
 
     Beyond the number of targets the linear prediction has no more directions; the leading principal components that are
-    uncorrelated with those found fill up.
+    uncorrelated with those found fill up. Returns (count, d). Izenman 1975, "Reduced-rank regression for the multivariate
+    linear model".
     """
     root, inverse = symmetric_sqrt(covariance)
     vectors = right_singular_vectors(cross @ inverse)[:count]
@@ -45,9 +53,11 @@ def gradient(covariance: Tensor, jacobians: Tensor, count: int, *, per_output: b
     """Along which the gradient varies most, jacobians (n, outputs, d): Constantine's active subspace for correlated inputs.
 
     The mean gradient is taken out, because a linear part needs no expression. `per_output` gives every output an equal share
-    of the directions; else they are those of all outputs together.
+    of the directions; else they are those of all outputs together. Returns (count, d). Constantine, Dow and Wang 2014,
+    "Active subspace methods in theory and practice", in whitened coordinates.
     """
     root, inverse = symmetric_sqrt(covariance)
+    # The gradient with respect to u = C^−½ x is C^½ times that with respect to x.
     whitened = (jacobians - jacobians.mean(dim=0)) @ root
     outputs = whitened.shape[1]
     if not per_output:
@@ -71,6 +81,7 @@ def _leading(rows: Tensor, count: int) -> Tensor:
 def _filled(vectors: Tensor, root: Tensor, inverse: Tensor, covariance: Tensor, count: int) -> Tensor:
     """Orthonormal whitened directions (k, d), filled up to `count` by principal ones, as rows B for x."""
     if len(vectors) < count:
+        # QR keeps the span of the first k columns, so the found directions stay and what follows is orthogonal to them.
         components = largest_first(covariance)[0].T
         vectors = orthonormal_columns(torch.cat([vectors, components]).T).T[:count]
     return signed(vectors @ inverse, dim=1).contiguous()

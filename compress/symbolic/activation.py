@@ -48,6 +48,7 @@ def recognise(function: Callable[[Tensor], Tensor]) -> tuple[str, Tree] | None:
     # A model's own module may give anything, whatever it is declared to give.
     if not isinstance(cast(object, values), Tensor) or values.shape != grid.shape:
         return None
+    # By values, not by class or name: libraries have many classes for one function, and one name for several.
     for name, tree in FORMS.items():
         form = evaluate_numpy(compile_program([tree], 1, 0), grid.double().numpy()[:, None], [])[:, 0]
         if np.abs(form - values.double().numpy()).max() < _TOLERANCE:

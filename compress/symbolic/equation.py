@@ -34,6 +34,7 @@ def read_equation(text: str, names: Sequence[str]) -> tuple[Tree, list[float]]:
     """
     if len(text) > MAX_LENGTH:
         raise ValueError(f"an equation of {len(text)} characters; at most {MAX_LENGTH} are read")
+    # Julia: 1.5f-3 is a float32 number, ^ a power.
     python = re.sub(r"(?<![\w.])(\d+\.?\d*|\.\d+)f([+-]?\d+)", r"\1e\2", text).replace("^", "**")
     try:
         root = ast.parse(python.strip(), mode="eval").body

@@ -40,6 +40,7 @@ def certify(program: Program, constants: Sequence[float], low: Sequence[float], 
                 return None
             registers.append(wide)
         for name, args in program.instructions:
+            # x·x is written as a product; knowing that both factors are one value keeps its range from going below 0.
             rule = square if name == "mul" and args[0] == args[1] else PRIMITIVES[name].bounds
             assert rule is not None
             result = widen(rule(registers[args[0]]) if rule is square else rule(*(registers[a] for a in args)))

@@ -52,6 +52,7 @@ def fold(root: T, children: Callable[[T], Sequence[T]], visit: Callable[[T, list
 
 
 def tree_children(node: Tree) -> list[Tree]:
+    """The argument trees of a node; what follows a leaf's name are numbers."""
     return [] if node[0] in LEAVES else node[1:]
 
 
@@ -208,13 +209,21 @@ def _check_leaf(node: list[Any], limit: int | None) -> None:
 
 
 def complexity(tree: Tree, weights: Mapping[str, int] | None = None) -> int:
-    """Nodes of the tree with sums and products counted as binary, 2·z0 + z1 + 1 is 7; `weights` of operations, where not 1."""
+    """Nodes of the tree with sums and products counted as binary, 2·z0 + z1 + 1 is 7; `weights` of operations, where not 1.
+
+    >>> complexity(["add", ["mul", ["int", 2], ["var", 0]], ["var", 1], ["int", 1]])
+    7
+    """
     weights = weights or {}
     return fold(tree, tree_children, lambda node, below: sum(below) + weights.get(node[0], 1) * max(1, len(below) - 1))
 
 
 def join(parts: Sequence[tuple[Tree, Sequence[float]]]) -> tuple[list[Tree], list[float]]:
-    """Trees over one common vector of constants."""
+    """Trees over one common vector of constants; (trees, constants) of parts that each have their own.
+
+    >>> join([(["param", 0], [2.0]), (["sin", ["param", 0]], [3.0])])
+    ([['param', 0], ['sin', ['param', 1]]], [2.0, 3.0])
+    """
     trees: list[Tree] = []
     constants: list[float] = []
     for tree, own in parts:

@@ -63,7 +63,7 @@ class Lowering:
         self, outputs: Sequence[Value], n_inputs: int, n_constants: int
     ) -> tuple[tuple[float, ...], tuple[tuple[str, tuple[int, ...]], ...], tuple[int, ...]]:
         """(literals, instructions, outputs) by register number; what no output needs is dropped."""
-        needed = set(outputs)
+        needed = set(outputs)  # grown backwards: an instruction reads earlier ones only
         for index in range(len(self._code) - 1, -1, -1):
             if (RESULT, index) in needed:
                 needed.update(self._code[index][1])
