@@ -73,7 +73,7 @@ def _metric_root(twin: Twin, targets: Tensor) -> Tensor:
     size = targets.shape[-1]
     gradient = twin.gradients.read(f"layer.{twin.index}")
     metric = torch.eye(size, dtype=torch.float64)
-    if gradient is not None:
+    if gradient is not None and float(gradient.second_moment.diagonal().mean()) > 0:  # else the loss felt nothing of the layer
         moment = gradient.second_moment
         metric = moment / moment.diagonal().mean() + METRIC_DAMPING * metric
     variance = float(targets.double().flatten(0, 1).var(dim=0).mean())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compress.numerics.lapack import eigh
 from compress.numerics.statistics import CrossMoments
 
 SHRINKAGES = tuple(10.0 ** (k / 2) for k in range(-8, 3))  # λ from 1e-4 to 10
@@ -46,7 +47,7 @@ def corrected(target: Target, moments: CrossMoments, free_bias: bool) -> Iterato
     if not free_bias:
         read = moments.input.second_moment
         crossed = crossed + torch.outer(moments.target_mean, moments.input.mean)
-    values, vectors = torch.linalg.eigh(read)
+    values, vectors = eigh(read)
     values = values.clamp_min(0)
     mean = float(values.mean())
     if not mean > 0:  # nothing was read: nothing to regress on
@@ -61,7 +62,10 @@ def corrected(target: Target, moments: CrossMoments, free_bias: bool) -> Iterato
 def best_correction(
     target: Target, fitted_on: CrossMoments, held_out: CrossMoments, free_bias: bool
 ) -> tuple[float, Tensor, Tensor]:
-    """The (λ, weight, bias) of least error on rows that were held out; λ = inf is the target itself."""
+    """The (λ, weight, bias) of least error on rows that were held out; λ = inf is the target itself.
+
+    Never worse there than the target, and where nothing was read it is the target.
+    """
     best = (math.inf, target.weight, target.bias)
     least = target.error(target.weight, target.bias, held_out)
     for candidate in corrected(target, fitted_on, free_bias):

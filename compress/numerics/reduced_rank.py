@@ -52,7 +52,15 @@ class Fit:
 
 
 def solve(joint: Joint, metric: Tensor, rank: int) -> Fit:
-    """The minimiser of E‖metric^½ (y − L R x − D f − b)‖² over products L R of `rank`, D and b; float64."""
+    """The minimiser of E‖metric^½ (y − L R x − D f − b)‖² over products L R of `rank`, D and b; float64.
+
+    metric (e, e); `rank` from 0, where only f and the bias are left, to min(d, e).
+
+    >>> x = torch.arange(6.0, dtype=torch.float64)[:, None]
+    >>> fit = solve(measured(x, 2 * x + x**2 + 1, x**2), torch.eye(1, dtype=torch.float64), rank=1)
+    >>> [round(float(part), 3) for part in (fit.left @ fit.right, fit.direct, fit.bias)]
+    [2.0, 1.0, 1.0]
+    """
     d, k = joint.inputs, joint.features
     c = joint.covariance
     xx, xf, ff, yx, yf = c[:d, :d], c[:d, d : d + k], c[d : d + k, d : d + k], c[d + k :, :d], c[d + k :, d : d + k]
@@ -96,12 +104,13 @@ def extend(moments: Moments, x: Tensor, y: Tensor, features: Tensor) -> Joint:
 
 
 def measured(x: Tensor, y: Tensor, features: Tensor) -> Joint:
-    """The joint moments of rows that are all there."""
+    """The joint moments of rows x (n, d), features (n, k) and y (n, e) that are all there; float64."""
     moments = Moments(x.shape[1] + features.shape[1] + y.shape[1])
     moments.update(torch.cat([x, features, y], dim=1))
     return Joint(moments.mean, moments.covariance, x.shape[1], features.shape[1])
 
 
 def _inverse(covariance: Tensor) -> Tensor:
+    """(C + ridge)⁻¹ by its eigenvalues: regressors that repeat each other, and none at all (0, 0), are no obstacle."""
     _, inverse_root = symmetric_sqrt(covariance, _RIDGE)
     return inverse_root @ inverse_root

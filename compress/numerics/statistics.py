@@ -35,7 +35,7 @@ class Moments:
 
     def update(self, rows: Tensor, start: int = 0) -> None:
         """Fold in rows (n, d) of any float dtype."""
-        rows = rows.to(torch.float64)
+        rows = rows.to(torch.float64)  # before anything is summed: bfloat16 has 8 significant bits
         mean = rows.mean(dim=0)
         centred = rows - mean
         self._combine(rows.shape[0], mean, centred, None)
@@ -46,7 +46,7 @@ class Moments:
             self._combine(other.count, other.mean, None, other.covariance)
 
     def _combine(self, count: int, mean: Tensor, centred: Tensor | None, covariance: Tensor | None) -> None:
-        total = self.count + count
+        total = self.count + count  # ≥ 1: an empty accumulator is never combined
         delta = mean - self.mean
         scatter = self._divided_by(1)
         if centred is not None:
@@ -101,6 +101,7 @@ class CrossMoments:
         count, before = rows.shape[0], self.input.count
         mean_x, mean_y = rows.mean(dim=0), targets.mean(dim=0)
         delta_x, delta_y = mean_x - self.input.mean, mean_y - self.target_mean
+        # Both centred on this part's means; what the means of the parts differ by is the rank-one term.
         self._cross.addmm_((targets - mean_y).T, rows - mean_x)
         self._cross.addr_(delta_y, delta_x, alpha=before * count / (before + count))
         self.target_mean += delta_y * (count / (before + count))
@@ -117,6 +118,11 @@ class Sample:
     agrees.
 
     Rows keep their own float dtype; `rows` is capped at `total`.
+
+    >>> whole, parts, rows = Sample(2, 9, seed=0), Sample(2, 9, seed=0), torch.arange(9.0)[:, None]
+    >>> whole.update(rows, 0); parts.update(rows[5:], 5); parts.update(rows[:5], 0)
+    >>> torch.equal(whole.values, parts.values), whole.values.flatten().tolist() == whole.index.tolist()
+    (True, True)
     """
 
     def __init__(self, rows: int, total: int, seed: int) -> None:
@@ -128,16 +134,17 @@ class Sample:
         """rows (n, d), of which the first is row `start` of the whole stream."""
         low, high = np.searchsorted(self.index, [start, start + rows.shape[0]])
         if high > low:
-            wanted = torch.from_numpy(self.index[low:high] - start)
+            # By position in the stream, not by arrival: parts may come in any order.
+            wanted = torch.as_tensor(self.index[low:high] - start)
             self._kept[int(self.index[low])] = rows[wanted].clone()
 
     def merge(self, other: Self) -> None:
-        """Fold in the rows another accumulator of the same sample has seen."""
+        """Fold in the rows another accumulator of the same rows, total and seed has seen: parts of the stream, each once."""
         self._kept.update(other._kept)
 
     @property
     def values(self) -> Tensor:
-        """Kept rows (≤ rows, d) in stream order, float64."""
+        """Kept rows (≤ rows, d) in stream order, float64. Raises ValueError where no row has passed yet."""
         return torch.cat([self._kept[k] for k in sorted(self._kept)]).to(torch.float64)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -171,7 +178,7 @@ class HeadMoments:
 
     @property
     def second_moment(self) -> Tensor:
-        """(heads, size, size)"""
+        """Uncentred, (heads, size, size): XᵀX / n of every head."""
         return self._sum / max(self.count, 1)
 
     def tensors(self) -> dict[str, Tensor]:

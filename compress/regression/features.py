@@ -30,7 +30,11 @@ def evaluate(candidates: Sequence[Candidate], z: Tensor) -> Tensor:
 
 
 def variables(tree: Tree) -> frozenset[int]:
-    """The inputs a tree reads."""
+    """The inputs a tree reads.
+
+    >>> sorted(variables(["add", ["var", 3], ["sin", ["var", 1]], ["param", 0]]))
+    [1, 3]
+    """
 
     def visit(node: Tree, args: list[frozenset[int]]) -> frozenset[int]:
         return frozenset([node[1]]) if node[0] == "var" else frozenset().union(*args)
@@ -39,7 +43,11 @@ def variables(tree: Tree) -> frozenset[int]:
 
 
 def renumbered(trees: Sequence[Tree]) -> tuple[list[Tree], list[int]]:
-    """(the trees over the inputs that at least one of them reads, those inputs' old indices)."""
+    """(the trees over the inputs that at least one of them reads, those inputs' old indices).
+
+    >>> renumbered([["var", 4], ["sin", ["var", 2]]])
+    ([['var', 1], ['sin', ['var', 0]]], [2, 4])
+    """
     read = sorted({i for tree in trees for i in variables(tree)})
     place: Mapping[int, int] = {old: new for new, old in enumerate(read)}
 

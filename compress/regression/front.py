@@ -32,7 +32,7 @@ class Candidate:
     source: str
 
     def expression(self, symbols: Sequence[sympy.Symbol]) -> sympy.Expr:
-        """As sympy, unevaluated."""
+        """As sympy, unevaluated, over one symbol per input. Raises ValueError where there are fewer."""
         return from_tree(self.tree, symbols, self.constants)
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Front:
 
 
 def pareto(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """Those that no simpler or equally simple candidate beats in training loss."""
+    """Those that no simpler or equally simple candidate beats in training loss, from simple to accurate."""
     kept: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda c: (c.complexity, c.train_loss)):
         if not kept or candidate.train_loss < kept[-1].train_loss:
@@ -89,6 +89,7 @@ def choose(front: Front, rule: Rule | str = "held_out") -> int:
     if rule == "knee":
         first, last = candidates[0], candidates[-1]
         width, height = last.complexity - first.complexity, first.train_loss - last.train_loss
+        # A front of one point, or of equal losses, has no chord: every candidate is as far below it as the others.
         below = [
             (first.train_loss - c.train_loss) / height - (c.complexity - first.complexity) / width if width and height else 0.0
             for c in candidates

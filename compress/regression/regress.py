@@ -61,6 +61,7 @@ def regress_each(
     engine, notes = available(engine)
     names = ["sparse", "operon"] if engine.name == "operon" and engine.terms else [engine.name]
     searches = [import_module(f"compress.regression.engines.{name}").prepare(standard, engine) for name in names]
+    # One seed per output, whatever order the threads take: any number of them gives the same fronts.
     seeds = np.random.SeedSequence(seed).generate_state(rows.y.shape[1])
     y_mean, y_scale = _standard(rows.y)
     targets = (rows.y - y_mean) / y_scale
@@ -76,6 +77,7 @@ def regress_each(
     threads = engine.threads or cpu_count()
     found: Any = Parallel(n_jobs=threads, prefer="threads", return_as="generator")(delayed(search)(k) for k in waiting)
     for k, results in zip(waiting, found, strict=True):
+        # The mean is always finite, so no front is empty.
         proposals: list[Proposal] = [(["param", 0], [float(targets[:, k].mean())], "mean")]
         if results:
             proposals.append(_affine(standard, targets[:, k]))

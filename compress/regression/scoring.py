@@ -76,6 +76,7 @@ class Judge:
     def candidate(self, tree: Tree, constants: Sequence[float], source: str) -> Candidate | None:
         """None where the expression is not certified, or not finite on the rows."""
         tree, constants = self.scaling.undo(tree, constants)
+        # Only bounded trees are simplified: sympy would compute a tower of exponentials to the last digit.
         certified = self.certified(tree, constants)
         if certified:
             tree, constants = self.tidy(tree, constants)

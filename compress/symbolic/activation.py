@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
@@ -44,8 +45,10 @@ def recognise(function: Callable[[Tensor], Tensor]) -> tuple[str, Tree] | None:
     grid = torch.linspace(-8, 8, 321)
     with torch.no_grad():
         values = function(grid)
-    if not isinstance(values, Tensor) or values.shape != grid.shape:
+    # A model's own module may give anything, whatever it is declared to give.
+    if not isinstance(cast(object, values), Tensor) or values.shape != grid.shape:
         return None
+    # By values, not by class or name: libraries have many classes for one function, and one name for several.
     for name, tree in FORMS.items():
         form = evaluate_numpy(compile_program([tree], 1, 0), grid.double().numpy()[:, None], [])[:, 0]
         if np.abs(form - values.double().numpy()).max() < _TOLERANCE:
@@ -54,7 +57,7 @@ def recognise(function: Callable[[Tensor], Tensor]) -> tuple[str, Tree] | None:
 
 
 def with_input(tree: Tree, index: int) -> Tree:
-    """The same over another input than 0."""
+    """The same tree over input `index` instead of input 0."""
 
     def visit(node: Tree, args: list[Tree]) -> Tree:
         if node[0] == "var":

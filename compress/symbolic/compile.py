@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compress.symbolic.expression import check_tree, fold, tree_children
-from compress.symbolic.lowering import Lowering
+from compress.symbolic.lowering import Lowering, Value
 from compress.symbolic.operations import PRIMITIVES, Tree
 from compress.symbolic.program import Program
 from compress.symbolic.schedule import schedule
@@ -19,7 +19,7 @@ def compile_program(trees: Sequence[Tree], n_inputs: int, n_constants: int) -> P
     Raises ValueError, with the tree's position, as `check_tree` does and where a part made of literals alone is not finite.
     """
     lowering = Lowering()
-    outputs = []
+    outputs: list[Value] = []
     for i, tree in enumerate(trees):
         try:
             check_tree(tree, n_inputs, n_constants)
@@ -28,22 +28,6 @@ def compile_program(trees: Sequence[Tree], n_inputs: int, n_constants: int) -> P
             raise ValueError(f"expression {i}: {error}") from None
     literals, instructions, registers = lowering.finish(outputs, n_inputs, n_constants)
     return Program(n_inputs, n_constants, literals, instructions, registers)
-
-
-def symbolic_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments of `SymbolicMLP` from a spec's options as read from disk: checked `expressions` become `program`.
-
-    The only place where stored expressions turn into something that runs. Raises ValueError as `compile_program` does.
-    """
-    options = dict(options)
-    if not isinstance(trees := options.pop("expressions", None), list):
-        raise ValueError("a symbolic_mlp needs `expressions`, a list of trees")
-    for key, least in {"d_model": 1, "inputs": 1, "outputs": 1, "affine": 0, "constants": 0}.items():
-        if type(options.get(key)) is not int or options[key] < least:
-            raise ValueError(f"a symbolic_mlp needs `{key}`, an integer of {least} or more, got {options.get(key)!r}")
-    if len(trees) != options["outputs"]:
-        raise ValueError(f"{len(trees)} expressions for {options['outputs']} outputs; there must be one each")
-    return options | {"program": program_to_json(compile_program(trees, options["inputs"], options["constants"]))}
 
 
 def program_to_json(program: Program) -> dict[str, Any]:

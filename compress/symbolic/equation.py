@@ -20,7 +20,7 @@ from compress.symbolic.operations import Tree, apply
 
 MAX_LENGTH = 20_000  # characters
 MAX_EXPONENT = 64
-_BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.Pow: "pow", ast.Mod: "mod"}
+_BINARY: dict[type, str] = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.Pow: "pow", ast.Mod: "mod"}
 _SYNONYMS = {"neg": "neg", "ceiling": "ceil", "Abs": "abs", "Max": "maximum", "Min": "minimum", "pow_abs": "powabs"}
 
 
@@ -34,6 +34,7 @@ def read_equation(text: str, names: Sequence[str]) -> tuple[Tree, list[float]]:
     """
     if len(text) > MAX_LENGTH:
         raise ValueError(f"an equation of {len(text)} characters; at most {MAX_LENGTH} are read")
+    # Julia: 1.5f-3 is a float32 number, ^ a power.
     python = re.sub(r"(?<![\w.])(\d+\.?\d*|\.\d+)f([+-]?\d+)", r"\1e\2", text).replace("^", "**")
     try:
         root = ast.parse(python.strip(), mode="eval").body
@@ -43,8 +44,8 @@ def read_equation(text: str, names: Sequence[str]) -> tuple[Tree, list[float]]:
     constants: list[float] = []
 
     def leaf(value: Any) -> Tree:
-        """Numbers stay Python floats until they meet a variable."""
-        if isinstance(value, list):
+        """Numbers stay Python floats until they meet a variable; everything else is a tree already."""
+        if not isinstance(value, float):
             return value
         constants.append(value)
         return ["param", len(constants) - 1]
@@ -79,7 +80,8 @@ def _children(node: ast.AST) -> list[ast.AST]:
             return [node.operand]
         case ast.Call(func=ast.Name(), keywords=[]):
             return list(node.args)
-    return []
+        case _:
+            return []
 
 
 def _function(node: ast.AST, text: str) -> str:
@@ -93,7 +95,8 @@ def _function(node: ast.AST, text: str) -> str:
         case ast.Call(func=ast.Name(id=name), keywords=[]) if node.args:
             name = name.removeprefix("safe_")
             return _SYNONYMS.get(name, name)
-    raise ValueError(f"{type(node).__name__} is not allowed in an equation: {text[:80]!r}")
+        case _:
+            raise ValueError(f"{type(node).__name__} is not allowed in an equation: {text[:80]!r}")
 
 
 def _finite(value: Any, text: str) -> float:

@@ -27,6 +27,7 @@ def evaluate_numpy(program: Program, inputs: np.ndarray, constants: Sequence[flo
 def certify(program: Program, constants: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[Interval] | None:
     """A range of every output over the box low ≤ z ≤ high, in float32 rounding, or None where some step might not be finite.
 
+    >>> from compress.symbolic.compile import compile_program
     >>> program = compile_program([["reciprocal", ["var", 0]]], 1, 0)
     >>> certify(program, [], [-1.0], [1.0]) is None
     True
@@ -39,6 +40,7 @@ def certify(program: Program, constants: Sequence[float], low: Sequence[float], 
                 return None
             registers.append(wide)
         for name, args in program.instructions:
+            # x·x is written as a product; knowing that both factors are one value keeps its range from going below 0.
             rule = square if name == "mul" and args[0] == args[1] else PRIMITIVES[name].bounds
             assert rule is not None
             result = widen(rule(registers[args[0]]) if rule is square else rule(*(registers[a] for a in args)))

@@ -4,19 +4,21 @@ A tree is a nested list, `["add", ["mul", ["param", 0], ["var", 3]], ["int", 2]]
 arguments. Numbers a fit may tune are `["param", k]`, entry k of a vector stored as a tensor; integers and small fractions stay
 in the tree, because an exponent that drifted off 2 would turn negative bases into NaN. Nothing here parses text.
 """
+# sympy has annotations here and there, but declares none.
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
 import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import sympy
 from sympy.printing.latex import latex
 from sympy.printing.str import sstr
 
-from compress.symbolic.operations import LEAVES, OPERATIONS, PRIMITIVES, Tree, apply, operation
+from compress.symbolic.operations import LEAVES, OPERATIONS, PRIMITIVES, Kind, Tree, apply, operation
 
 __all__ = ["OPERATIONS", "Tree", "check_tree", "complexity", "from_tree", "join", "symbols", "to_latex", "to_text", "to_tree"]
 
@@ -36,7 +38,8 @@ def symbols(count: int, prefix: str = "z") -> tuple[sympy.Symbol, ...]:
 
 def fold(root: T, children: Callable[[T], Sequence[T]], visit: Callable[[T, list[Any]], Any]) -> Any:
     """Post-order without recursion: `visit(node, results of its children)`; the result for the root."""
-    order, stack = [], [(root, children(root))]
+    order: list[tuple[T, int]] = []
+    stack = [(root, children(root))]
     while stack:
         node, below = stack.pop()
         order.append((node, len(below)))
@@ -49,6 +52,7 @@ def fold(root: T, children: Callable[[T], Sequence[T]], visit: Callable[[T, list
 
 
 def tree_children(node: Tree) -> list[Tree]:
+    """The argument trees of a node; what follows a leaf's name are numbers."""
     return [] if node[0] in LEAVES else node[1:]
 
 
@@ -82,10 +86,15 @@ def to_tree(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> tuple[Tr
 
     root: Any = sympy.sympify(expression, strict=True)  # strict: objects and numbers only, a string is refused, never parsed
     if root.has(sympy.ITE):  # sympy's rewriting of a condition about a Piecewise
-        root = root.replace(sympy.ITE, lambda c, a, b: (c & a) | (~c & b))
+        root = root.replace(sympy.ITE, _either)
     tree = fold(root, _sympy_children, visit)
     check_tree(tree, len(position), len(constants))
     return tree, list(constants)
+
+
+def _either(condition: Any, x: Any, y: Any) -> Any:
+    """x where the condition holds, else y, of conditions: what the table has operations for."""
+    return (condition & x) | (~condition & y)
 
 
 def _sympy_children(node: Any) -> list[Any]:
@@ -134,14 +143,16 @@ def from_tree(tree: Tree, symbols: Sequence[sympy.Symbol], constants: Sequence[f
             case ["var", i]:
                 return symbols[i]
             case ["param", k]:
-                return sympy.Float(constants[k])
+                number: float = constants[k]
+                return sympy.Float(number)
             case ["int", n]:
                 return sympy.Integer(n)
             case ["rational", p, q]:
                 return sympy.Rational(p, q)
             case ["nan"]:
                 return sympy.S.NaN
-            case [name, *_]:
+            case _:
+                name: str = node[0]
                 make = PRIMITIVES[name].sympy
                 assert make is not None
                 return make(*args, evaluate=evaluate)
@@ -151,22 +162,25 @@ def from_tree(tree: Tree, symbols: Sequence[sympy.Symbol], constants: Sequence[f
 
 def check_tree(tree: Any, n_inputs: int, n_constants: int) -> None:
     """Raises ValueError where `tree` is not a well-formed real expression; never recurses, stops at MAX_NODES."""
-    stack, nodes = [(tree, 1, "real")], 0
+    stack: list[tuple[Any, int, Kind]] = [(tree, 1, "real")]
+    nodes = 0
     while stack:
-        node, depth, kind = stack.pop()
+        found, depth, kind = stack.pop()
         nodes += 1
         if nodes > MAX_NODES:
             raise ValueError(f"the expression has more than {MAX_NODES} nodes; fit a simpler one")
         if depth > MAX_DEPTH:
             raise ValueError(f"the expression is nested deeper than {MAX_DEPTH}; fit a simpler one")
-        if type(node) is not list or not node or type(node[0]) is not str:
-            raise ValueError(f"expected a list that starts with an operation's name, got {reprlib.repr(node)}")
+        # type, not isinstance: JSON gives plain lists, strings and integers, and True is no integer here.
+        if type(found) is not list or not found or type(cast("Tree", found)[0]) is not str:
+            raise ValueError(f"expected a list that starts with an operation's name, got {reprlib.repr(cast(object, found))}")
+        node = cast("Tree", found)
         if len(node) > MAX_NODES:
             raise ValueError(f"the expression has more than {MAX_NODES} nodes; fit a simpler one")
         name, args = node[0], node[1:]
         if name in LEAVES:
             _check_leaf(node, {"var": n_inputs, "param": n_constants}.get(name))
-            gives = "real"
+            gives: Kind = "real"
         else:
             row = operation(name)
             if row.composed is not None:
@@ -175,7 +189,7 @@ def check_tree(tree: Any, n_inputs: int, n_constants: int) -> None:
                 )
             if not row.least <= len(args) <= (row.most or MAX_NODES):
                 raise ValueError(f"{name!r} takes {row.arity} argument(s), got {len(args)}")
-            kinds = [*row.takes, *[row.takes[-1]] * (len(args) - len(row.takes))]
+            kinds = row.takes + row.takes[-1:] * (len(args) - len(row.takes))
             stack.extend((arg, depth + 1, kind) for arg, kind in zip(args, kinds, strict=False))
             gives = row.gives
         if gives != kind:
@@ -195,14 +209,23 @@ def _check_leaf(node: list[Any], limit: int | None) -> None:
 
 
 def complexity(tree: Tree, weights: Mapping[str, int] | None = None) -> int:
-    """Nodes of the tree with sums and products counted as binary, 2·z0 + z1 + 1 is 7; `weights` of operations, where not 1."""
+    """Nodes of the tree with sums and products counted as binary, 2·z0 + z1 + 1 is 7; `weights` of operations, where not 1.
+
+    >>> complexity(["add", ["mul", ["int", 2], ["var", 0]], ["var", 1], ["int", 1]])
+    7
+    """
     weights = weights or {}
     return fold(tree, tree_children, lambda node, below: sum(below) + weights.get(node[0], 1) * max(1, len(below) - 1))
 
 
 def join(parts: Sequence[tuple[Tree, Sequence[float]]]) -> tuple[list[Tree], list[float]]:
-    """Trees over one common vector of constants."""
-    trees, constants = [], []
+    """Trees over one common vector of constants; (trees, constants) of parts that each have their own.
+
+    >>> join([(["param", 0], [2.0]), (["sin", ["param", 0]], [3.0])])
+    ([['param', 0], ['sin', ['param', 1]]], [2.0, 3.0])
+    """
+    trees: list[Tree] = []
+    constants: list[float] = []
     for tree, own in parts:
         start = len(constants)
         trees.append(_shifted(tree, start))

@@ -41,16 +41,20 @@ class Lowering:
                 return self._literal(p / q)
             case ["nan"]:
                 return self._literal(math.nan, nan=True)
+            case _:
+                return self._operation(node[0], args)
+
+    def _operation(self, name: str, args: list[Value]) -> Value:
+        """Arithmetic in its canonical form; everything else is an instruction as it is."""
         rules: dict[str, Callable[..., Value]] = {
             "add": self._sum,
             "mul": self._product,
-            "sub": lambda x, y: self._sum(x, self._neg(y)),
+            "sub": self._difference,
             "neg": self._neg,
-            "div": lambda x, y: self._product(x, self._reciprocal(y)),
+            "div": self._quotient,
             "reciprocal": self._reciprocal,
             "pow": self._power,
         }
-        name = node[0]
         if name in rules:
             return rules[name](*args)
         return self._chain(name, args) if PRIMITIVES[name].most is None else self._emit(name, *args)
@@ -59,7 +63,7 @@ class Lowering:
         self, outputs: Sequence[Value], n_inputs: int, n_constants: int
     ) -> tuple[tuple[float, ...], tuple[tuple[str, tuple[int, ...]], ...], tuple[int, ...]]:
         """(literals, instructions, outputs) by register number; what no output needs is dropped."""
-        needed = set(outputs)
+        needed = set(outputs)  # grown backwards: an instruction reads earlier ones only
         for index in range(len(self._code) - 1, -1, -1):
             if (RESULT, index) in needed:
                 needed.update(self._code[index][1])
@@ -126,8 +130,16 @@ class Lowering:
             return self._emit("div", inner[1], inner[0])
         return self._emit("reciprocal", value)
 
+    def _difference(self, x: Value, y: Value) -> Value:
+        return self._sum(x, self._neg(y))
+
+    def _quotient(self, x: Value, y: Value) -> Value:
+        return self._product(x, self._reciprocal(y))
+
     def _sum(self, *args: Value) -> Value:
-        plus, minus, offset = [], [], 0.0
+        plus: list[Value] = []
+        minus: list[Value] = []
+        offset = 0.0
         for value in args:
             if (number := self._number(value)) is not None:
                 offset += number
@@ -148,7 +160,9 @@ class Lowering:
 
     def _product(self, *args: Value) -> Value:
         """Divides by one factor after the other: their product could overflow where the quotient does not."""
-        above, below, factor = [], [], 1.0
+        above: list[Value] = []
+        below: list[Value] = []
+        factor = 1.0
         for value in args:
             if (number := self._number(value)) is not None:
                 factor *= number

@@ -6,15 +6,17 @@ engines and people may use its name, trees and programs never hold it.
 
 Domains follow IEEE 754 in every backend: outside its domain a function is NaN (infinite at a pole) in torch, ONNX Runtime and
 numpy alike, where sympy would answer with a complex number; the batched form holds infinite intermediate values at ±3.4e38.
-No other guard costs time: candidates are kept only where interval arithmetic rules such values out (`program.certify`).
+No other guard costs time: candidates are kept only where interval arithmetic rules such values out (`evaluate.certify`).
 """
+# sympy and scipy have annotations here and there, but declare none.
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import sympy
@@ -55,7 +57,10 @@ class Operation:
 
 
 def _power(exponent: sympy.Rational) -> Callable[..., Any]:
-    return lambda x, evaluate: sympy.Pow(x, exponent, evaluate=evaluate)
+    def make(x: Any, evaluate: bool) -> Any:
+        return sympy.Pow(x, exponent, evaluate=evaluate)
+
+    return make
 
 
 def _minus(x: Any, evaluate: bool) -> Any:
@@ -197,4 +202,5 @@ def apply(name: str, *args: Tree) -> Tree:
 def _substitute(template: Tree, args: tuple[Tree, ...]) -> Tree:
     if template[0] == "arg":
         return args[template[1]]
-    return [template[0], *(_substitute(part, args) if isinstance(part, list) else part for part in template[1:])]
+    parts = [_substitute(cast("Tree", part), args) if isinstance(part, list) else part for part in template[1:]]
+    return [template[0], *parts]

@@ -30,6 +30,7 @@ class Program:
 
     @property
     def first_instruction(self) -> int:
+        """The register of the first instruction's result: after the inputs, the constants and the literals."""
         return self.n_inputs + self.n_constants + len(self.literals)
 
     @property

@@ -89,14 +89,17 @@ class _Scheduler:
         return [column for column, _, _ in self.forms[register] if column != _ONE]
 
     def steps(self) -> dict[str, Any]:
-        program, needed = self.program, set()
+        program = self.program
+        needed: set[int] = set()
         for output in program.outputs:
             needed.update(column for column, _, _ in self.forms[output])
         level = dict.fromkeys(range(program.n_inputs), 0)
+        # Backwards, since an instruction reads earlier registers only: one pass finds everything that an output needs.
         for register in range(len(self.forms) - 1, self.first - 1, -1):
             if register in needed:
                 needed.update(self.reads(register))
         groups: dict[tuple[int, str, tuple[bool, ...]], list[int]] = {}
+        # A level after the deepest column read: everything in one level can run at once.
         for register in sorted(needed - set(level) - {_ONE}):
             level[register] = 1 + max(level[r] for r in self.reads(register))
             groups.setdefault((level[register], *self.kind(register)), []).append(register)

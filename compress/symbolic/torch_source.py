@@ -22,7 +22,7 @@ _LINE = 72  # a longer part gets a name of its own
 def torch_source(program: Program, z: str = "z", constants: str = "constants", result: str = "y") -> list[str]:
     """Lines of torch code from the tensor named `z` (…, n_inputs) and `constants` (n_constants,) to `result` (…, outputs).
 
-    >>> from compress.symbolic.program import compile_program
+    >>> from compress.symbolic.compile import compile_program
     >>> print(*torch_source(compile_program([["exp", ["mul", ["param", 0], ["var", 1]]]], 2, 1)), sep="\\n")
     z0, z1 = z.split(1, dim=-1)
     y = torch.exp(constants[0] * z1)

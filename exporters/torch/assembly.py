@@ -111,7 +111,9 @@ def _mlp_classes(parts: Parts) -> Iterable[str]:
     by_kind: dict[type[Kind], dict[int, Kind]] = {}
     for layer, (kind, _) in parts.mlps.items():
         by_kind.setdefault(type(kind), {})[layer] = kind
-    return [text for cls, placed in by_kind.items() for text in cls.torch_classes(placed)]
+    classes = [cls.torch_classes(placed) for cls, placed in by_kind.items()]
+    # Short ones that all layers share come before those with a class for each layer.
+    return [text for texts in sorted(classes, key=lambda texts: len(texts) > 1) for text in texts]
 
 
 def _rows(parts: Parts, columns: Mapping[str, Sequence[str]], usual: Mapping[str, bool]) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from torch import nn
 
 from compress.fitting import run
 from compress.fitting.assemble import storage_dtype
-from compress.fitting.decide import first_pass, replacements_of
+from compress.fitting.decide import first_pass_of, replacements_of
 from compress.fitting.job import prepare, source_hash_of, tokens_of
 from compress.methods.base import Replacement
 from compress.progress import silent
@@ -60,9 +60,9 @@ def perplexity(base: dict[str, Any], step: dict[str, Any], refit: bool) -> float
         model = Changed(job.model.shards.folder)
         model.installed = dict(made) if refit else {}
         job, tokens = dataclasses.replace(job, model=model), tokens_of(job)
-        material = f"{source_hash_of(job, tokens)} behind {sorted(model.installed)}"
-        first_pass(job, material).run(job.units, tokens, silent)
-        (made[layer],) = replacements_of(job, job.variants["compressed"], material)
+        source_hash = f"{source_hash_of(job, tokens)} behind {sorted(model.installed)}"
+        first_pass_of(job, source_hash).run(job.units, tokens, silent)
+        (made[layer],) = replacements_of(job, job.variants["compressed"], source_hash)
     job = prepare(parse_recipe({**base, "steps": [{**step, "layers": list(LAYERS)}]}))
     return run.evaluate(job, {"compressed": list(made.values())}, silent)["compressed"]["text"]["perplexity"]
 

@@ -14,6 +14,7 @@ from compress.architecture import Architecture
 from compress.checkpoint.units import Artefact
 from compress.kinds.crystallized_attention import Crystallized
 from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
+from compress.numerics.conventions import damping
 from compress.numerics.linalg import factorize
 from compress.numerics.statistics import HeadMoments, Moments
 
@@ -90,7 +91,7 @@ class CrystallizedAttention(Method):
             felt = cast(Moments, material.statistics[f"gradient:{output}"]).second_moment @ weight
         by_head, felt = (m.unflatten(1, (-1, size)).movedim(1, 0) for m in (weight, felt))  # (heads, d_model, C)
         metric = (by_head.transpose(1, 2) @ felt).sum(0)
-        metric.diagonal().add_(METRIC_DAMPING * float(metric.diagonal().mean()))
+        metric.diagonal().add_(damping(metric, METRIC_DAMPING))
         return metric
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:

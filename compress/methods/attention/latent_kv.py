@@ -15,6 +15,7 @@ from compress.checkpoint.units import Artefact
 from compress.kinds.latent_attention import Latent
 from compress.methods.attention._rotary import rotary_frequencies
 from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
+from compress.numerics.conventions import balanced, damping
 from compress.numerics.linalg import factorize
 from compress.numerics.statistics import Moments
 
@@ -85,11 +86,11 @@ class LatentKV(Method):
         block = {"joint": len(weight), "separate": len(k), "head": size}[self.share]
         moments = cast("Moments | None", material.statistics.get("input"))
         metric = None if moments is None else moments.covariance if self.metric == "centred" else moments.second_moment
-        damping = FEW_TOKENS_DAMPING if moments is not None and moments.count < weight.shape[1] else 0.0
+        added = FEW_TOKENS_DAMPING if moments is not None and moments.count < weight.shape[1] else 0.0
         output = self._output_metric(material)
         lefts, rights, spectra = [], [], []
         for rows in torch.arange(len(weight)).split(block):
-            result = factorize(weight[rows], metric, None if output is None else output[rows][:, rows], damping)
+            result = factorize(weight[rows], metric, None if output is None else output[rows][:, rows], added)
             left = torch.zeros(len(weight), result.max_rank, dtype=torch.float64)
             left[rows] = result.left
             lefts.append(left)
@@ -114,7 +115,7 @@ class LatentKV(Method):
             return None
         blocks = [cast(Moments, m).second_moment for key, m in material.statistics.items() if key.startswith("gradient:")]
         metric = torch.block_diag(*blocks)
-        metric.diagonal().add_(GRADIENT_DAMPING * float(metric.diagonal().mean()))
+        metric.diagonal().add_(damping(metric, GRADIENT_DAMPING))
         return metric
 
     def decide(self, groups: Sequence[Group], artefacts: Sequence[Artefact]) -> list[Method]:
@@ -135,9 +136,8 @@ class LatentKV(Method):
         width = min(_width(self.cache, 2 * rows), len(data["spectrum"]))
         chosen = self._chosen(data["spectrum"], meta["counts"], width)
         left, right = data["left"].double()[:, chosen], data["right"].double()[chosen]
-        scale = (right.norm(dim=1) / left.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
         bias = data["bias"].double() - left @ data["latent_mean"].double()[chosen]
-        left, right = left * scale, right / scale[:, None]
+        left, right = balanced(left, right)
         keys = sum(int((left[:rows, i] != 0).any()) for i in range(width))
         values = width if self.share == "joint" else width - keys
         keys = width if self.share == "joint" else keys

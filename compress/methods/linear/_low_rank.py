@@ -23,6 +23,7 @@ from compress.kinds.pivoted_linear import Pivoted
 from compress.kinds.shared_linear import Shared
 from compress.methods.base import Group, Material, Method, Need, Preview, Ranks, Replacement
 from compress.methods.linear._rank_rule import RankRule
+from compress.numerics.conventions import balanced, damping
 from compress.numerics.linalg import Decomposition, factorize, pivoted
 from compress.numerics.rank import Form, allocate, break_even, parameters, rank_at
 from compress.numerics.statistics import Moments
@@ -74,7 +75,7 @@ class LowRankMethod(Method):
             return None
         blocks = [cast(Moments, material.statistics[f"gradient:{module}"]).second_moment for module in material.group.modules]
         metric = torch.block_diag(*blocks)
-        metric.diagonal().add_(GRADIENT_DAMPING * float(metric.diagonal().mean()))
+        metric.diagonal().add_(damping(metric, GRADIENT_DAMPING))
         return metric
 
     def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
@@ -93,8 +94,8 @@ class LowRankMethod(Method):
         weight = torch.cat([w for w, _ in each]) if len(each) > 1 else each[0][0]
         d_out, d_in = weight.shape
         metric = self.input_metric(material)
-        damping, note = (0.0, {}) if metric is None else _damping(material, d_in)
-        result = factorize(self.target(weight), metric, self.output_metric(material), damping)
+        added, note = (0.0, {}) if metric is None else _damping(material, d_in)
+        result = factorize(self.target(weight), metric, self.output_metric(material), added)
         most = result.max_rank if self.form == "pivoted" else min(result.max_rank, math.floor(break_even(d_out, d_in)))
         left, right = result.truncate(most)
         tensors = {"left": left.float().contiguous(), "right": right.float().contiguous(), "spectrum": result.spectrum}
@@ -233,10 +234,8 @@ def _factors(left: Tensor, right: Tensor, form: Form) -> tuple[Factors, dict[str
         pivots = pivoted(left, right)
         if pivots is not None:
             return Factors(pivots.weight, pivots.basis, pivots.order), {"growth": pivots.growth}
-    # Balanced scales: both factors get the root of each component's size, which 16-bit storage rounds best.
-    scale = (right.norm(dim=1) / left.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
     note: dict[str, object] = {"note": "pivots ill-conditioned: plain form"} if form == "pivoted" else {}
-    return Factors(left * scale, right / scale[:, None], None), note
+    return Factors(*balanced(left, right), None), note
 
 
 def merged_inputs(material: Material) -> Moments:

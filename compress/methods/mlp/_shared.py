@@ -15,6 +15,7 @@ from compress.kinds.mean_mlp import Mean
 from compress.kinds.pass_through import Through
 from compress.methods.base import Group, Material, Method, Need, Replacement
 from compress.methods.linear._low_rank import GRADIENT_DAMPING
+from compress.numerics.conventions import balanced, damped
 from compress.numerics.reduced_rank import Fit
 from compress.numerics.statistics import Moments
 from compress.plan import ModuleSpec
@@ -67,9 +68,8 @@ def output_metric(material: Material) -> Tensor:
     if moments is None:
         width = cast(Moments, material.statistics["moments"]).mean.shape[0] // 2
         return torch.eye(width, dtype=torch.float64)
-    metric = cast(Moments, moments).second_moment
-    floor = GRADIENT_DAMPING * float(metric.diagonal().mean()) or 1.0  # 1: the loss felt nothing of this MLP
-    return metric + floor * torch.eye(len(metric), dtype=torch.float64)
+    # empty: the loss felt nothing of this MLP
+    return damped(cast(Moments, moments).second_moment, GRADIENT_DAMPING, empty=1.0)
 
 
 def affine_replacement(group: Group, fit: Fit, row: Mapping[str, Any], architecture: Architecture) -> Replacement:
@@ -79,9 +79,8 @@ def affine_replacement(group: Group, fit: Fit, row: Mapping[str, Any], architect
     kind = Affine(outer=outer, d_model=width, rank=rank) if rank else Mean(outer=outer, d_model=width)
     tensors = {f"{outer}.bias": fit.bias}
     if rank:
-        # Balanced scales, which 16-bit storage rounds best.
-        scale = (fit.right.norm(dim=1) / fit.left.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
-        tensors |= {f"{outer}.weight": fit.left * scale, "basis": fit.right / scale[:, None]}
+        left, right = balanced(fit.left, fit.right)
+        tensors |= {f"{outer}.weight": left, "basis": right}
     else:
         tensors[f"{outer}.weight"] = torch.empty(0, dtype=torch.float64)
     specs = mlp_chain(group, kind)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from compress.architecture import Architecture
@@ -22,6 +21,7 @@ from compress.methods.mlp._shared import (
     parameters_before,
 )
 from compress.numerics import subspace
+from compress.numerics.linalg import largest_first
 from compress.numerics.reduced_rank import Fit, Joint, solve
 from compress.numerics.statistics import Moments
 
@@ -109,7 +109,7 @@ def between(joint: Joint, latents: Through) -> Fit:
             f"through.inputs: {latents.inputs} given, but the calibrated inputs vary in {moving} directions only; lower it"
         )
     reads = subspace.principal(covariance[:d, :d], latents.inputs)  # (inputs, d)
-    writes = torch.linalg.eigh(covariance[d:, d:])[1].flip(1)[:, : latents.outputs]
+    writes = largest_first(covariance[d:, d:])[0][:, : latents.outputs]
     matrix = writes.T @ covariance[d:, :d] @ reads.T  # (outputs, inputs)
     left, right = (writes, matrix @ reads) if latents.outputs <= latents.inputs else (writes @ matrix, reads)
     mean_x, mean_y = joint.mean[:d], joint.mean[d:]

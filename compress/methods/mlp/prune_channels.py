@@ -17,6 +17,7 @@ from compress.kinds.dense_linear import Dense
 from compress.methods.base import Group, Material, Need, Preview, Replacement
 from compress.methods.mlp._equal_cost import equal_channels
 from compress.methods.mlp._shared import MLPMethod, mlp_parameters
+from compress.numerics.conventions import damped
 from compress.numerics.pruning import prune
 from compress.numerics.statistics import Moments
 from compress.plan import ModuleSpec
@@ -74,7 +75,7 @@ class PruneChannels(MLPMethod):
         metric = torch.eye(weight.shape[0], dtype=torch.float64)
         if self.importance == "fisher":
             second = cast(Moments, material.statistics["gradient"]).second_moment
-            metric = second + GRADIENT_DAMPING * float(second.diagonal().mean()) * metric
+            metric = damped(second, GRADIENT_DAMPING)
         kept, refitted = prune(weight, moments.covariance, metric, self.kept(weight.shape[1]))
         offset = weight @ moments.mean - refitted @ moments.mean[kept]
         total = float((weight @ moments.covariance * weight).sum())

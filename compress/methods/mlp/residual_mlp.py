@@ -33,7 +33,8 @@ from compress.methods.mlp._shared import (
     parameters_before,
 )
 from compress.numerics import subspace
-from compress.numerics.linalg import symmetric_sqrt
+from compress.numerics.conventions import balanced, signed
+from compress.numerics.linalg import largest_first, symmetric_sqrt
 from compress.numerics.reduced_rank import Fit, Joint, extend, measured, solve
 from compress.numerics.statistics import Moments, Sample
 from compress.regression.features import evaluate, renumbered, varying
@@ -195,12 +196,12 @@ class ResidualSurrogate(Searched):
         kind = Symbolic(outer=outer, **sizes, constants=len(constants), clamp=self.clamp, expressions=trees)
         operations = len(kind.program.instructions)
         cost = surrogate_multiply_adds(width, len(read), len(chosen), self.affine, operations)
-        scale = (fit.right.norm(dim=1) / fit.left.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
+        left, right = balanced(fit.left, fit.right)
         tensors = {
-            "basis": torch.cat([data["basis"][read], fit.right / scale[:, None]]),
+            "basis": torch.cat([data["basis"][read], right]),
             **{name: data[name][read].float() for name in ("offset", "low", "high")},  # float32 whatever the model's dtype
             "program.constants": torch.tensor(constants, dtype=torch.float32),
-            f"{outer}.weight": torch.cat([fit.direct, fit.left * scale], dim=1),
+            f"{outer}.weight": torch.cat([fit.direct, left], dim=1),
             f"{outer}.bias": fit.bias,
         }
         report = {
@@ -245,10 +246,8 @@ def _output_directions(moments: Moments, base: Fit, metric: Tensor, count: int) 
     width = len(base.bias)
     rows = torch.cat([-base.left @ base.right, torch.eye(width, dtype=torch.float64)], dim=1)
     root, _ = symmetric_sqrt(metric)
-    _, vectors = torch.linalg.eigh(root @ rows @ moments.covariance @ rows.T @ root)
-    vectors = vectors.flip(1)[:, :count]
-    signs = torch.sign(vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)))  # eigh leaves them open
-    return (vectors * signs).T @ root
+    vectors, _ = largest_first(root @ rows @ moments.covariance @ rows.T @ root)
+    return signed(vectors[:, :count]).T @ root
 
 
 def _mlp(material: Material) -> Callable[[Tensor], Tensor]:

@@ -16,6 +16,7 @@ from compress.kinds.symbolic_mlp import Symbolic
 from compress.methods.base import Group, Material, Need, Preview, Replacement, Sees
 from compress.methods.mlp._searched import Searched
 from compress.methods.mlp._shared import chain_tensors, mlp_chain, mlp_parameters, parameters_before
+from compress.numerics.conventions import signed
 from compress.numerics.linalg import principal_components
 from compress.numerics.statistics import Moments, Sample
 from compress.regression.front import Front
@@ -154,8 +155,7 @@ class _Projection:
             raise ValueError(
                 f"latents.{name}: {count} given, but the calibrated MLP {name} vary in {moving} directions only; lower it"
             )
-        signs = torch.sign(components.gather(0, components.abs().argmax(dim=0, keepdim=True)))  # eigh leaves them open
-        return cls(moments.mean[part], (components * signs)[:, :count], variances[:count], float(variances.sum()))
+        return cls(moments.mean[part], signed(components)[:, :count], variances[:count], float(variances.sum()))
 
     def latents(self, rows: Tensor) -> Tensor:
         """rows (n, d) → (n, k)"""
