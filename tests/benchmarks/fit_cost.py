@@ -23,7 +23,7 @@ from compress.fitting import run
 from compress.fitting.assemble import load_variant
 from compress.fitting.calibrate import BATCH_TOKENS
 from compress.fitting.decide import first_pass_of, replacements_of
-from compress.fitting.job import prepare, source_hash_of, tokens_of
+from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
 from compress.progress import silent
 from compress.recipe import Recipe, parse_recipe
 
