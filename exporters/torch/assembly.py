@@ -72,7 +72,7 @@ def source(parts: Parts) -> str:
         *_mlp_classes(parts),
         block_class(family, "nn.Module" if own else "Attention"),
         layer_table(_rows(parts, columns, usual), columns),
-        model_class(family, _head(parts.head), links=any(kinds.of(spec).reads is not None for spec in parts.plan.modules)),
+        model_class(family, _head(parts.head), links=_linked(parts)),
         RUNTIME,
     ]
     body = fit("\n\n\n".join(piece for piece in pieces if piece)) + "\n"
@@ -104,6 +104,12 @@ def _own_attention(parts: Parts) -> str:
         refuse(replaced, f"{kind.kind} around {sorted(replaced)}", "original query and output projections")
     biases = {role: bool(linear.bias) for role in roles if (linear := parts.linears[role][first]) is not None}
     return type(kind).torch_attention_class(parts.family, placed, biases)
+
+
+def _linked(parts: Parts) -> list[str]:
+    """The classes whose modules are connected to others once all are made."""
+    found = (kinds.of(spec) for spec in parts.plan.modules)
+    return sorted({kind.runtime.__name__ for kind in found if kind.reads is not None})
 
 
 def _mlp_classes(parts: Parts) -> Iterable[str]:

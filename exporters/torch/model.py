@@ -102,8 +102,8 @@ def _row(parts: tuple[str, str], margin: str, tail: str) -> list[str]:
     return call("Block", parts, len(margin), tail=tail.partition("  ")[0], comment=tail.removeprefix(","))
 
 
-def model_class(family: Family, head: str, *, links: bool) -> str:
-    """`head`: the expression that builds the output projection, "" where the embeddings serve; `links`: bases are shared."""
+def model_class(family: Family, head: str, *, links: Sequence[str]) -> str:
+    """`head`: the expression that builds the output projection, "" where the embeddings serve; `links`: classes that read others."""
     rope, projected = family.rope, family.projected
     body = [
         f"self.embed = nn.Embedding(VOCABULARY, {'EMBEDDING' if projected else 'D_MODEL'})",
@@ -119,7 +119,7 @@ def model_class(family: Family, head: str, *, links: bool) -> str:
     if links:
         body += [
             "for module in self.modules():",
-            "    if isinstance(module, SharedLinear) and module.owner is not None:",
+            f"    if isinstance(module, {' | '.join(links)}) and module.owner is not None:",
             "        module.link(self.get_submodule(module.owner))",
         ]
     embedded = "self.project_in(self.embed(ids))" if projected else "self.embed(ids)"
