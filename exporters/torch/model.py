@@ -103,7 +103,7 @@ def _row(parts: tuple[str, str], margin: str, tail: str) -> list[str]:
 
 
 def model_class(family: Family, head: str, *, links: Sequence[str]) -> str:
-    """`head`: the expression that builds the output projection, "" where the embeddings serve; `links`: classes that read others."""
+    """`head`: what builds the output projection, "" where the embeddings serve; `links`: classes that read other modules."""
     rope, projected = family.rope, family.projected
     body = [
         f"self.embed = nn.Embedding(VOCABULARY, {'EMBEDDING' if projected else 'D_MODEL'})",
