@@ -23,7 +23,6 @@ from compress.cli.console import (
     recipes_folder,
     show,
 )
-from compress.fitting.job import expected_peak_bytes, prepare, previews
 
 if TYPE_CHECKING:
     from compress.recipe import Recipe
@@ -109,6 +108,7 @@ def fit(
 def _preview(recipes: Sequence[Recipe], as_json: bool) -> None:
     """The plan of each recipe, from config.json and headers alone."""
     from compress.cli import tables
+    from compress.fitting.job import expected_peak_bytes, prepare, previews
 
     plans = []
     for recipe in recipes:
