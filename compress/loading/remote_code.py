@@ -15,7 +15,7 @@ from typing import Any
 from compress import kinds
 from compress.checkpoint.files import write_json, write_text
 from compress.plan import Plan
-from compress.source.inline import import_block, inline
+from compress.source.inline import import_block, inline, refuse_twice
 from compress.version import __version__
 
 FILE = "modeling_compress.py"
@@ -159,7 +159,8 @@ def write_remote_code(folder: Path) -> None:
 def remote_code(plan: Plan, model_type: str) -> str:
     """Text of `modeling_compress.py` for a plan on a stock model.
 
-    Raises ValueError for an unknown kind, and where transformers has no causal language model of this type.
+    Raises ValueError for an unknown kind, for one that takes a name of the file's own, and where transformers has no causal
+    language model of this type.
     """
     stock, stock_base = _stock_classes(model_type)
     by_module = {spec.module: kinds.of(spec) for spec in plan.modules}
@@ -171,7 +172,7 @@ def remote_code(plan: Plan, model_type: str) -> str:
         for pair in dict.fromkeys(cls.computed for cls in classes.values())
         if pair is not None
     }
-    return _TEMPLATE.format(
+    text = _TEMPLATE.format(
         version=__version__,
         imports=import_block([*inlined.imports, *(line.format(stock=stock, stock_base=stock_base) for line in _IMPORTS)]),
         classes=inlined.text,
@@ -186,6 +187,7 @@ def remote_code(plan: Plan, model_type: str) -> str:
         + _ORIGINAL * bool(wrappers),
         link=_LINK * any(kind.reads is not None for kind in by_module.values()),
     )
+    return refuse_twice(text)
 
 
 def _stock_classes(model_type: str) -> tuple[str, str]:

@@ -66,6 +66,24 @@ def import_block(lines: Iterable[str]) -> str:
     return "\n\n".join("\n".join(group) for group in (standard, [line for line in merged if line not in standard]) if group)
 
 
+def refuse_twice(source: str) -> str:
+    """`source`, a generated file. Raises ValueError where it defines a name twice: the later one would stand for both.
+
+    >>> refuse_twice("class MLP: ...\\nclass MLP: ...")
+    Traceback (most recent call last):
+    ValueError: the generated file has two definitions of MLP; a kind that is copied there must rename its own
+    """
+    seen: set[str] = set()
+    for statement in ast.parse(source).body:
+        names = _bound(statement)
+        if not isinstance(statement, ast.Import | ast.ImportFrom) and (twice := sorted(names & seen)):
+            raise ValueError(
+                f"the generated file has two definitions of {twice[0]}; a kind that is copied there must rename its own"
+            )
+        seen |= names
+    return source
+
+
 def _define(name: str, module: ModuleType, out: Inlined) -> None:
     """Raises ValueError for a name that is not there, or that two modules define differently: one file has one of each."""
     if (module.__name__, name) in out._begun:  # done, or two definitions that name each other

@@ -11,7 +11,7 @@ from typing import Any
 from compress import kinds
 from compress.kinds.contract import Kind
 from compress.source.family import Family, refuse
-from compress.source.inline import import_block, inline
+from compress.source.inline import import_block, inline, refuse_twice
 from compress.source.text import WIDTH, fit
 from compress.version import __version__
 from exporters.torch import blocks
@@ -43,7 +43,7 @@ _SWITCHES = {
 
 
 def source(parts: Parts) -> str:
-    """The whole file."""
+    """The whole file. Raises ValueError where what a kind has copied into it takes a name of the file's own."""
     family = parts.family
     roles = {
         "Attention": [role for role in family.row.roles if role not in family.row.mlp_roles],
@@ -77,15 +77,13 @@ def source(parts: Parts) -> str:
     ]
     body = fit("\n\n\n".join(piece for piece in pieces if piece)) + "\n"
     body = f"{blocks.constants(family, parts.end, body)}\n\n{_aliases(family, tabled)}\n\n\n{body}"
-    return (
-        _HEAD.format(
-            model_type=family.row.model_type,
-            layers=family.layers,
-            summary="\n".join(fill(line, WIDTH) for line in (_summary(parts), _letters(family))),
-            imports=_imports(body, [*IMPORTS, *inlined.imports]),
-        )
-        + body
+    head = _HEAD.format(
+        model_type=family.row.model_type,
+        layers=family.layers,
+        summary="\n".join(fill(line, WIDTH) for line in (_summary(parts), _letters(family))),
+        imports=_imports(body, [*IMPORTS, *inlined.imports]),
     )
+    return refuse_twice(head + body)
 
 
 def _attention(parts: Parts, built: Mapping[str, Mapping[str, str]], makers: Mapping[str, Sequence[str]]) -> str:
