@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress import methods
 from compress.architecture import Architecture
 from compress.checkpoint.files import hash_json
 from compress.checkpoint.units import Artefact
@@ -29,7 +30,9 @@ class Unit:
     def fingerprint(self, source_hash: str) -> str:
         """Hash of everything the artefact depends on; `source_hash` stands for the model, the calibration tokens, the seed."""
         options = self.method.model_dump(mode="json", exclude=set(self.method.decided_late))
-        return hash_json([UNIT_FORMAT, source_hash, self.step.method, options, self.group.layer, self.group.modules])
+        depends = [UNIT_FORMAT, source_hash, self.step.method, options, self.group.layer, self.group.modules]
+        foreign = methods.registry.source_hash(self.step.method)
+        return hash_json([*depends, foreign] if foreign else depends)
 
     def file(self, work: Path, source_hash: str) -> Path:
         """The unit file; its name carries the fingerprint, so that other options never overwrite a finished fit."""

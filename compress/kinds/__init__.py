@@ -12,7 +12,9 @@ from compress.plan import ModuleSpec
 from compress.registry import Registry
 from compress.validation import explain
 
-registry: Registry[Kind] = Registry("compress.kinds", lambda: Kind, "compress.kinds", frozenset({"contract"}))
+registry: Registry[Kind] = Registry(
+    "compress.kinds", lambda: Kind, "compress.kinds", frozenset({"contract"}), lambda found: found.kind
+)
 
 
 def names() -> tuple[str, ...]:
