@@ -52,7 +52,7 @@ class Registry(Generic[T]):
         return self._loaded[name]
 
     def source_hash(self, name: str) -> str:
-        """Hash of the source of another package's class, so that what it made is not taken over once it changed; "" for ours."""
+        """Hash of the source of another package's class: what it made is not taken over once it changed; "" for ours."""
         member = self.load(name)
         if member.__module__.partition(".")[0] == self.package.partition(".")[0]:
             return ""
