@@ -13,6 +13,10 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["__main__"],
     ["cli"],
+    ["searches"],
+    ["api"],
+    ["handle"],
+    ["finished"],
     ["searching", "explaining"],
     ["reporting", "fitting", "measuring"],
     ["evaluating"],
@@ -20,7 +24,8 @@ FLOORS = [
     ["methods", "loading"],
     ["kinds", "regression"],
     ["symbolic", "source", "checkpoint", "numerics", "data", "registry", "plan"],
-    ["nn", "novella", "architecture", "clock", "progress", "validation", "version"],
+    ["nn", "novella", "architecture", "clock", "bars", "packaged", "validation", "version"],
+    ["progress"],
 ]
 
 

@@ -75,5 +75,5 @@ def load_variant(model: StreamedModel, replacements: Sequence[Replacement], dtyp
     whole.tie_weights()
     empty = [name for name, value in whole.state_dict().items() if value.is_meta]
     if empty:
-        raise ValueError(f"{model.shards.folder}: no tensor for {empty[0]}")
+        raise ValueError(f"{model.shards.name}: no tensor for {empty[0]}")
     return whole

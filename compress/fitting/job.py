@@ -18,16 +18,18 @@ from compress.fitting.units import Unit, layers_of, units_of
 from compress.methods.base import Preview
 from compress.recipe import Recipe
 from compress.stream.model import StreamedModel
+from compress.stream.original import OnDisk, Original
 
 
 @dataclass(frozen=True)
 class Job:
-    """A checked recipe, its model on disk, and its units, by variant ("compressed" and the controls)."""
+    """A checked recipe, its model, and its units, by variant ("compressed" and the controls)."""
 
     recipe: Recipe
     model: StreamedModel
     variants: Mapping[str, list[Unit]]
     work: Path  # unit files, gradients, refined layers: runs that differ in late decisions only may share it
+    original: Original
 
     @property
     def second_pass(self) -> bool:
@@ -40,20 +42,23 @@ class Job:
         return sorted(seen.values(), key=lambda u: (u.group.layer, u.group.step, u.group.name))
 
 
-def prepare(recipe: Recipe, work: Path | None = None) -> Job:
+def prepare(recipe: Recipe, work: Path | None = None, original: Original | None = None) -> Job:
     """Check a recipe against config.json and the safetensors headers; reads no weight. Raises ValueError or FileNotFoundError.
 
-    `work` is where unit files go, by default `<output>/work`; several recipes may share one.
+    `work` is where unit files go, by default `<output>/work`; several recipes may share one. `original` is the model to
+    compress where it is not the folder that the recipe names.
     """
-    folder = locate(data.resolve_model(recipe.model.name), recipe.model.revision)
-    keep_apart(recipe.output, folder)
-    model = StreamedModel(folder)
+    if original is None:
+        folder = locate(data.resolve_model(recipe.model.name), recipe.model.revision)
+        keep_apart(recipe.output, folder)
+        original = OnDisk(folder)
+    model = StreamedModel(original.weights, original.config)
     architecture, layers = model.architecture, model.n_layers
     variants = {"compressed": units_of(recipe, architecture, layers)}
     for control in recipe.evaluation.controls:
         steps = control_steps(recipe.steps, control)
         variants[control] = units_of(recipe.model_copy(update={"steps": steps}), architecture, layers)
-    job = Job(recipe, model, variants, work or recipe.output / "work")
+    job = Job(recipe, model, variants, work or recipe.output / "work", original)
     if job.second_pass and any(len(layers_of(unit.group.modules, architecture)) > 1 for unit in variants["compressed"]):
         raise ValueError("propagate_error and refine work layer by layer; set layers_together: 1, or leave them out")
     previews(job)
@@ -96,7 +101,7 @@ def expected_peak_bytes(job: Job) -> int:
 
 def tokens_of(job: Job) -> Tensor:
     """The recipe's calibration tokens, (sequences, length)."""
-    return data.calibration_tokens(job.recipe.calibration, data.load_tokenizer(job.model.shards.folder))
+    return data.calibration_tokens(job.recipe.calibration, job.original.tokenizer())
 
 
 def source_hash_of(job: Job, tokens: Tensor | None = None) -> str:

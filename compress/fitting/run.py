@@ -27,13 +27,21 @@ from compress.fitting.write import assemble, finish
 from compress.methods.base import Replacement
 from compress.progress import Progress, silent
 from compress.recipe import Recipe
+from compress.stream.original import Original
 
 
-def fit(recipe: Recipe, *, fresh: bool = False, progress: Progress = silent, work: Path | None = None) -> Path:
+def fit(
+    recipe: Recipe,
+    *,
+    fresh: bool = False,
+    progress: Progress = silent,
+    work: Path | None = None,
+    original: Original | None = None,
+) -> Path:
     """Run a recipe and return the checkpoint folder. Finished units of an earlier, interrupted run are taken over unless
-    `fresh`.
+    `fresh`; `original` is the model to compress where it is not the folder that the recipe names.
     """
-    job = prepare(recipe, work)
+    job = prepare(recipe, work, original)
     if fresh:
         shutil.rmtree(job.work, ignore_errors=True)
     tokens = tokens_of(job)
@@ -88,7 +96,7 @@ def evaluate(job: Job, replacements: Mapping[str, Sequence[Replacement]], progre
     evaluation = job.recipe.evaluation
     if not evaluation.texts:
         return {}
-    tokenizer = data.load_tokenizer(job.model.shards.folder)
+    tokenizer = job.original.tokenizer()
     texts = {name: data.evaluation_tokens(evaluation.source(name), tokenizer) for name in evaluation.texts}
     tick = progress("evaluate", len(texts) * (1 + len(replacements)))
     out: dict[str, Any] = {}

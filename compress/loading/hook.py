@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
-from typing import Any
+from importlib.machinery import PathFinder
+
+# Neither typing nor importlib.abc, whose bases the finder and the loader do without: together they take longer than the rest.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 # The second is for programs whose very first import is the first one: torch, and with it `install`, comes in its middle.
 _TRIGGERS = ("transformers.quantizers.auto", "transformers.modeling_utils")
@@ -23,7 +27,7 @@ def _register() -> None:
         import_module("compress.loading.quantizer")  # registers at its end
 
 
-class _RegisteringLoader(Loader):
+class _RegisteringLoader:
     """Runs the module as its own loader does, then registers."""
 
     def __init__(self, loader: Any) -> None:
@@ -43,13 +47,13 @@ class _RegisteringLoader(Loader):
         return getattr(self.loader, name)
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if fullname not in _TRIGGERS:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _RegisteringLoader(spec.loader)
+            spec.loader = _RegisteringLoader(spec.loader)  # pyright: ignore[reportAttributeAccessIssue] - no importlib.abc here
         return spec
 
 

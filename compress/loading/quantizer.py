@@ -71,7 +71,20 @@ def attach_plan(model: Any, plan: Plan) -> None:
 
 
 def from_pretrained(path: str | Path, **kwargs: Any) -> Any:
-    """`AutoModelForCausalLM.from_pretrained` for a compressed or a plain checkpoint; "novella" is the packaged model."""
+    """`AutoModelForCausalLM.from_pretrained` for a compressed or a plain checkpoint.
+
+    Args:
+        path: a folder, a hub id, or "novella", the packaged model.
+        kwargs: transformers' own: dtype, device_map, attn_implementation, …
+
+    Returns the model, in eval mode.
+
+    Raises ValueError for a plan that this version does not read, and what transformers raises.
+
+    >>> import compress
+    >>> compress.from_pretrained("novella").config.num_hidden_layers
+    6
+    """
     from transformers import AutoModelForCausalLM
 
     from compress.data import resolve_model

@@ -82,7 +82,7 @@ def _candidates(job: Job, steps: Sequence[tuple[Step, Any]], tokens: Tensor, pro
     """Of every layer of every step, given with its size; all fitted in one pass."""
     units: list[tuple[Unit, Any]] = []
     for step, size in steps:
-        alone = prepare(job.recipe.model_copy(update={"steps": [step]}), job.work)
+        alone = prepare(job.recipe.model_copy(update={"steps": [step]}), job.work, job.original)
         units += [(unit, size) for unit in alone.variants["compressed"]]
     first_pass = first_pass_of(job, source_hash_of(job, tokens))
     ordered = sorted((unit for unit, _ in units), key=lambda unit: unit.group.layer)

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from compress import data, methods
+from compress import methods
 from compress.checkpoint.files import hash_json, write_json
 from compress.fitting.assemble import storage_dtype
 from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
@@ -81,7 +81,7 @@ def choose_layers(
         shutil.rmtree(job.work, ignore_errors=True)
         log.unlink(missing_ok=True)
     sizes = options.length, options.search_windows, options.test_windows
-    (asked,), held_out = metrics.windows(recipe.evaluation, *sizes, data.load_tokenizer(str(job.model.shards.folder)))
+    (asked,), held_out = metrics.windows(recipe.evaluation, *sizes, job.original.tokenizer())
     tokens = tokens_of(job)
     found = families(job, tokens, options.sizes, options.controls, progress)
     own = recipe.steps[0].method

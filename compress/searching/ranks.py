@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from compress import data
 from compress.checkpoint.files import hash_json, write_json
 from compress.checkpoint.units import Artefact
 from compress.fitting.assemble import storage_dtype
@@ -87,7 +86,7 @@ def search(
     if fresh:
         shutil.rmtree(job.work, ignore_errors=True)
         log.unlink(missing_ok=True)
-    tokenizer = data.load_tokenizer(str(job.model.shards.folder))
+    tokenizer = job.original.tokenizer()
     if options.tasks is not None:
         asked, held_out = metrics.questions(options.tasks, recipe.seed, tokenizer)
     else:

@@ -42,9 +42,11 @@ class Point:
     recipe: Recipe
 
 
-def sweep(
-    recipe: str | Path | Mapping[str, Any], settings: Sequence[str], progress: Progress = silent, *, fresh: bool = False
-) -> list[dict[str, Any]]:
+Origin = str | Path | Mapping[str, Any]  # a recipe file, or plain data
+Settings = Sequence[str] | Mapping[str, Sequence[Any]]  # ["key=a,b,c"], or {"key": [a, b, c]}
+
+
+def sweep(recipe: Origin, settings: Settings, progress: Progress = silent, *, fresh: bool = False) -> list[dict[str, Any]]:
     """Fit a recipe (a file, or plain data) at the product of `key=a,b,c` settings; a key with one value holds for every point.
 
     Writes `<output>/sweep.json` and, where a key is numeric, `<output>/sweep.png`; each point's checkpoint lies in a folder
@@ -54,11 +56,10 @@ def sweep(
     return fit_points(points_of_settings(recipe, settings), progress, fresh=fresh)
 
 
-def points_of_settings(recipe: str | Path | Mapping[str, Any], settings: Sequence[str]) -> list[Point]:
+def points_of_settings(recipe: Origin, settings: Settings, overrides: Sequence[str] = ()) -> list[Point]:
     """The points of `sweep`, checked. Raises ValueError for settings that vary nothing or do not make a recipe."""
-    origin = str(recipe) if isinstance(recipe, (str, Path)) else "recipe"
-    plain = read_yaml(recipe) if isinstance(recipe, (str, Path)) else recipe
-    axes = dict(parse_setting(setting) for setting in settings)
+    plain, origin = _read(recipe, overrides)
+    axes = dict(settings) if isinstance(settings, Mapping) else dict(parse_setting(setting) for setting in settings)
     if all(len(values) == 1 for values in axes.values()):
         raise ValueError("a sweep needs a key with several values, such as --set steps.0.rank.keep=0.8,0.6,0.4")
     return points_of(plain, axes, origin)
@@ -100,16 +101,23 @@ def rank_lists(plain: Any) -> dict[str, list[Any]]:
     return found
 
 
-def points_of_lists(path: Path, overrides: Sequence[str] = ()) -> list[Point]:
+def points_of_lists(recipe: Origin, overrides: Sequence[str] = ()) -> list[Point]:
     """The points of a recipe whose rank rules hold lists, named by their values alone; none where no rule does.
 
     `overrides` are `key=value` as for one recipe. Raises ValueError where they or the lists make no recipe.
     """
-    plain = read_yaml(path)
+    plain, origin = _read(recipe, overrides)
+    axes = rank_lists(plain)
+    return points_of(plain, axes, origin, bare=True) if axes else []
+
+
+def _read(recipe: Origin, overrides: Sequence[str]) -> tuple[Any, str]:
+    """(plain data with the overrides, what messages call it)."""
+    named = isinstance(recipe, (str, Path))
+    plain = read_yaml(recipe) if named else copy.deepcopy(recipe)
     for override in overrides if isinstance(plain, dict) else ():
         set_value(plain, override)
-    axes = rank_lists(plain)
-    return points_of(plain, axes, str(path), bare=True) if axes else []
+    return plain, str(recipe) if named else "recipe"
 
 
 def points_of(plain: Any, axes: Mapping[str, Sequence[Any]], origin: str = "recipe", bare: bool = False) -> list[Point]:
