@@ -16,12 +16,12 @@ from compress.version import __version__
 TYPE_CHECKING = False  # not from typing: importing that takes longer than all of this
 if TYPE_CHECKING:
     from compress import kinds, methods
-    from compress.api import explain, fit, load_recipe
+    from compress.api.checkpoint import Checkpoint
+    from compress.api.finished import bench, evaluate, export, report, verify
+    from compress.api.fit import explain, fit, load_recipe
+    from compress.api.search import layers, search, sweep
     from compress.explaining.distillation import distill
-    from compress.finished import bench, evaluate, export, report, verify
-    from compress.handle import Checkpoint
     from compress.loading.quantizer import from_pretrained
-    from compress.searches import layers, search, sweep
 
 __all__ = [
     "Checkpoint",
@@ -45,20 +45,20 @@ __all__ = [
 
 # No file or folder here has the name of a function: importing it would hide the function.
 _FILES = {
-    "Checkpoint": "handle",
-    "bench": "finished",
+    "Checkpoint": "api.checkpoint",
+    "bench": "api.finished",
     "distill": "explaining.distillation",
-    "evaluate": "finished",
-    "explain": "api",
-    "export": "finished",
-    "fit": "api",
+    "evaluate": "api.finished",
+    "explain": "api.fit",
+    "export": "api.finished",
+    "fit": "api.fit",
     "from_pretrained": "loading.quantizer",
-    "layers": "searches",
-    "load_recipe": "api",
-    "report": "finished",
-    "search": "searches",
-    "sweep": "searches",
-    "verify": "finished",
+    "layers": "api.search",
+    "load_recipe": "api.fit",
+    "report": "api.finished",
+    "search": "api.search",
+    "sweep": "api.search",
+    "verify": "api.finished",
 }
 _ROOMS = ("kinds", "methods")
 

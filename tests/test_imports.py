@@ -13,10 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["__main__"],
     ["cli"],
-    ["searches"],
     ["api"],
-    ["handle"],
-    ["finished"],
     ["searching", "explaining"],
     ["reporting", "fitting", "measuring"],
     ["evaluating"],

@@ -70,7 +70,7 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit a recipe and write a checkpoint that from_pretrained loads; a list in a rank rule writes one per value."""
-    from compress import api
+    from compress.api import fit as api
     from compress.searching import sweep as sweeps
 
     quiet_transformers()
@@ -142,7 +142,8 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Choose each linear's rank by measuring, last layer first; writes ranks.json for `rank: {table: …}`."""
-    from compress import api, searches
+    from compress.api import fit as api
+    from compress.api import search as searches
 
     loaded = api.load_recipe(recipe, overrides or [])
     quiet_transformers()
@@ -200,7 +201,7 @@ def export(
     if pt2 and not torch:
         raise ValueError("--pt2 is traced from the standalone torch code; give --torch too")
     quiet_transformers()
-    from compress import finished
+    from compress.api import finished
     from compress.cli import tables
 
     given: dict[str, Any] = {"dtype": dtype, "opset": opset, "quantize": quantize}  # checked there

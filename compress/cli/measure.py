@@ -35,7 +35,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Benchmark checkpoints against the baseline and the skip-MLP controls: speed, size, memory, quality."""
-    from compress import finished
+    from compress.api import finished
 
     for folder in folders:
         finished.checkpoint_folder(folder)
@@ -64,7 +64,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder for report.html, report.md and the plots.")] = None,
 ) -> None:
     """Draw a results.json: plots, Markdown, and one self-contained HTML page."""
-    from compress import finished
+    from compress.api import finished
 
     for path in finished.report(results, out).values():
         print(path)
@@ -75,7 +75,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint's own report again on this machine; exit code 1 where something differs."""
-    from compress import finished
+    from compress.api import finished
     from compress.measuring.verify import differences
 
     quiet_transformers()
@@ -103,7 +103,7 @@ def evaluate(
     if not text and not tasks:
         raise ValueError("nothing to evaluate; give --text, --tasks, or both")
     quiet_transformers()
-    from compress import finished
+    from compress.api import finished
 
     sizes = {"length": length, "sequences": sequences, "limit": limit}
     out = finished.evaluate(folder, texts=text or [], tasks=_split(tasks), **sizes, progress=bar(as_json))

@@ -28,8 +28,8 @@ def show_expressions(
     as_json: AsJson = False,
 ) -> None:
     """Print the Pareto fronts of a checkpoint's expressions; the chosen ones are marked."""
+    from compress.api.checkpoint import Checkpoint
     from compress.cli import tables
-    from compress.handle import Checkpoint
 
     quiet_transformers()
     found = Checkpoint(folder).expressions(layer)
@@ -50,7 +50,7 @@ def pick(
     as_json: AsJson = False,
 ) -> None:
     """Choose one expression by hand and write the checkpoint again; nothing is fitted again."""
-    from compress.handle import Checkpoint
+    from compress.api.checkpoint import Checkpoint
 
     quiet_transformers()
     found = Checkpoint(folder).pick(layer, output, complexity, progress=bar(as_json))
@@ -78,7 +78,8 @@ def layers(
     as_json: AsJson = False,
 ) -> None:
     """Choose which layers to replace by measuring, least nll for what is saved first; writes layers.json and a plot."""
-    from compress import api, searches
+    from compress.api import fit as api
+    from compress.api import search as searches
 
     loaded = api.load_recipe(recipe, overrides or [])
     quiet_transformers()
@@ -124,7 +125,7 @@ def explain(
 ) -> None:
     """Explain a module around one token by a small expression, with its local R² beside that of a linear one."""
     quiet_transformers()
-    from compress import api
+    from compress.api import fit as api
 
     found = api.explain(
         model,

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from compress.finished import AnyPath
-from compress.handle import Checkpoint
+from compress.api.checkpoint import Checkpoint
+from compress.api.finished import AnyPath
 
 if TYPE_CHECKING:
     from compress.bars import Shown

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from compress.api import load_recipe, plain_recipe
+from compress.api.fit import load_recipe, plain_recipe
 
 if TYPE_CHECKING:
-    from compress.api import AnyRecipe
+    from compress.api.finished import AnyPath
+    from compress.api.fit import AnyRecipe
     from compress.bars import Shown
-    from compress.finished import AnyPath
 
 
 def sweep(
