@@ -41,6 +41,7 @@ def counted(model: nn.Module) -> Iterator[Callable[[], float | None]]:
         nonlocal held, total
         assert isinstance(module, Clamping)
         x: Tensor = args[0]
+        # Weighted by how many latents there were: the last batch may be a smaller one.
         latents = x[..., 0].numel() * module.inputs
         held += float(module.clamped_fraction(x).mean()) * latents
         total += latents

@@ -33,6 +33,7 @@ class Job:
 
     @property
     def second_pass(self) -> bool:
+        """Whether layers are mended once the first pass is done."""
         return self.recipe.propagate_error or self.recipe.refine is not None
 
     @property
@@ -59,8 +60,10 @@ def prepare(recipe: Recipe, work: Path | None = None, original: Original | None 
         steps = control_steps(recipe.steps, control)
         variants[control] = units_of(recipe.model_copy(update={"steps": steps}), architecture, layers)
     job = Job(recipe, model, variants, work or recipe.output / "work", original)
+    # A basis over several layers would need inputs of layers that the second pass has not reached.
     if job.second_pass and any(len(layers_of(unit.group.modules, architecture)) > 1 for unit in variants["compressed"]):
         raise ValueError("propagate_error and refine work layer by layer; set layers_together: 1, or leave them out")
+    # The previews compute shapes only, and refuse what is impossible before anything is calibrated.
     previews(job)
     return job
 
@@ -84,7 +87,9 @@ def expected_peak_bytes(job: Job) -> int:
     for name, shape in model.shards.shapes.items():
         rest = model.full_name(name).removeprefix(model.architecture.layers + ".")
         if rest.split(".")[0].isdigit():
+            # 4 bytes a number: a resident layer is float32.
             per_layer[int(rest.split(".")[0])] += torch.Size(shape).numel() * 4
+    # By layer 0, since layers have the same shapes: the widths of what its units read.
     widths = {
         need.input_of: shape[0 if model.architecture.conv1d else 1]
         for unit in job.units
@@ -92,8 +97,10 @@ def expected_peak_bytes(job: Job) -> int:
         if (shape := model.shards.shapes.get(model.stored_name(f"{need.input_of}.weight"))) is not None
         and unit.group.layer == 0
     }
+    # A scatter in float64.
     statistics = sum(8 * width * width for width in set(widths.values()))
     hidden = 4 * (source.sequences or 128) * source.length * int(model.config.hidden_size)
+    # 8 bytes: the largest matrix in float64.
     largest = max((8 * torch.Size(s).numel() for s in model.shards.shapes.values() if len(s) == 2), default=0)
     total = sum(model.shards.bytes(n) for n in model.shards)
     return 2 * max(per_layer) + statistics + hidden + 3 * largest // 2 + min(total, SHARD_BYTES)

@@ -25,11 +25,13 @@ def propagate(twin: Twin, parts: Sequence[Part], original: Hidden, compressed: H
     """Refit the layer's linears in the order the layer runs them, each on the inputs that the ones before it now give."""
     architecture = twin.model.architecture
     out = {id(part): part for part in parts}
+    # In the order of `inputs`, the one the layer runs them in: each stage sees the student with the earlier ones refitted.
     for roles in architecture.inputs:
         names = {architecture.module(twin.index, role) for role in roles}
         stage = [part for part in parts if _can_be_refitted(part, twin) and set(part.unit.group.modules) <= names]
         if not stage:
             continue
+        # Roles of one stage read the same input, so one tap serves them all.
         tap = architecture.roles[roles[0]]
         fitted_on, held_out = cross_moments(twin.layer, twin.student, tap, twin.index, original, compressed)
         for part in stage:
@@ -48,6 +50,7 @@ def _better(twin: Twin, part: Part, fitted_on: CrossMoments, held_out: CrossMome
     """The refitted part where it misses less of the held-out windows, else the part as it is; installed in the student."""
     targets = _targets(twin, part)
     twin.install(part.replacement)
+    # Both errors on the rounded module, so that the comparison is of what will be stored.
     before = _error(twin, targets, held_out)
     refitted = _refit(twin, part, targets, fitted_on, held_out)
     twin.install(refitted.replacement)
@@ -85,14 +88,17 @@ def _refit(twin: Twin, part: Part, targets: Mapping[str, Target], fitted_on: Cro
     architecture, group = twin.model.architecture, part.unit.group
     weights = dict(twin.model.layer_weights(twin.index))
     for module, target in targets.items():
+        # Only a bias that the replacement stores can take up an offset.
         free_bias = f"{module}.bias" in part.replacement.tensors
         _, weight, bias = best_correction(target, fitted_on, held_out, free_bias)
+        # Where the original is Conv1D, `Material` expects (d_in, d_out).
         weights[f"{module}.weight"] = weight.T if architecture.conv1d else weight
         if free_bias:
             weights[f"{module}.bias"] = bias
     statistics: dict[str, Statistic] = {}
     for key, need in part.method.needs(group, architecture).items():
         gradient = twin.gradients.read(need.input_of) if need.statistic == "gradient" else None
+        # The gradient is the first pass's: the loss felt the original layer. Moments are those of x'.
         statistics[key] = fitted_on.input if gradient is None else gradient
     artefact = part.method.fit(Material(group, architecture, weights, statistics, twin.layer, twin.seed))
     return replace(part, replacement=part.method.replace(group, artefact, architecture))
@@ -109,6 +115,7 @@ def _known_again(need: Need) -> bool:
 def affine(module: nn.Module, d_in: int) -> tuple[Tensor, Tensor]:
     """(weight (d_out, d_in), bias (d_out,)) of a module that computes an affine map, float64: seen, not read."""
     dtype = next(module.parameters()).dtype
+    # f(0) = b, and f of the unit vectors less b are the columns of W: whatever kind computes it.
     bias = module(torch.zeros(1, d_in, dtype=dtype))[0].double()
     return (module(torch.eye(d_in, dtype=dtype)).double() - bias).T, bias
 
@@ -140,6 +147,7 @@ def cross_moments(
     start = 0
     with torch.no_grad():
         for clean, shifted in zip(original.states, compressed.states, strict=True):
+            # Both layers with the original's arguments: masks and positions are the same.
             args, kwargs = original.calls[tuple(clean.shape[:2])][index]
             layer(clean, *args, **kwargs)
             student(shifted, *args, **kwargs)

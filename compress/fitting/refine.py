@@ -31,7 +31,9 @@ def refine(
     parameters = [p for name, p in student.named_parameters() if name in names and p.numel()]
     if not parameters:
         return {}
+    # (windows, length, d_model) each.
     clean, shifted, wanted = (torch.cat(list(s)) for s in (inputs, compressed.states, targets.states))
+    # A seed for every layer, so that a resumed run draws what the first would have drawn.
     generator = torch.Generator().manual_seed(twin.seed * 1000 + twin.index)
     train, held = held_out_split(clean.shape[0], options.held_out, generator)
     root = _metric_root(twin, wanted)
@@ -43,6 +45,7 @@ def refine(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.steps)
 
     def loss(rows: Tensor, states: Tensor) -> Tensor:
+        # ‖G^½ (y' − y)‖², mean over tokens.
         return ((call(states[rows]) - wanted[rows]) @ root).square().sum(-1).mean()
 
     @torch.no_grad()
@@ -63,6 +66,7 @@ def refine(
             now = held_out()
             if now < best:
                 best, kept = now, copies(parameters)
+    # The best seen, not the last.
     put_back(parameters, kept)
     student.requires_grad_(False)
     return {"block_error_before": start, "block_error_after": best}
@@ -75,6 +79,8 @@ def _metric_root(twin: Twin, targets: Tensor) -> Tensor:
     metric = torch.eye(size, dtype=torch.float64)
     if gradient is not None and float(gradient.second_moment.diagonal().mean()) > 0:  # else the loss felt nothing of the layer
         moment = gradient.second_moment
+        # Mean 1 and a floor in every direction; then over the variance of the outputs, whose mean would have an error of about
+        # 1.
         metric = moment / moment.diagonal().mean() + METRIC_DAMPING * metric
     variance = float(targets.double().flatten(0, 1).var(dim=0).mean())
     return (symmetric_sqrt(metric)[0] / max(variance, 1e-30) ** 0.5 / size**0.5).to(twin.model.dtype)
@@ -82,6 +88,7 @@ def _metric_root(twin: Twin, targets: Tensor) -> Tensor:
 
 def _caller(layer: nn.Module, index: int, hidden: Hidden) -> Callable[[Tensor], Tensor]:
     """The layer as a function of hidden states (batch, length, d_model) of any batch size."""
+    # Any one's arguments: shapes differ between batches only in how many windows there are.
     arguments = next(iter(hidden.calls.values()))[index]
 
     def call(states: Tensor) -> Tensor:
@@ -95,6 +102,7 @@ def _first_row(value: Any, batch: int) -> Any:
     """Call arguments are equal for every window: take one row and let it broadcast, or repeat it."""
     if isinstance(value, tuple):
         return tuple(_first_row(v, batch) for v in value)
+    # Masks and rotary tables are (batch, …); what has one dimension or none is no batch.
     if isinstance(value, Tensor) and value.ndim >= 2:
         return value[:1].expand(batch, *value.shape[1:])
     return value

@@ -48,6 +48,7 @@ def fit(
     source_hash = source_hash_of(job, tokens)
     first_pass_of(job, source_hash).run(job.units, tokens, progress)
     replacements = {
+        # Only what will be written is mended; the controls stay as they were fitted.
         name: second_pass(job, tokens, source_hash, progress)
         if job.second_pass and name == "compressed"
         else replace_on_disk(job, units, source_hash)
@@ -105,6 +106,7 @@ def evaluate(job: Job, replacements: Mapping[str, Sequence[Replacement]], progre
     known = read_json(job.work / "baseline.json") or {}
     for variant, parts in {"baseline": [], **replacements}.items():
         measured = {n: known[key] for n, key in keys.items() if key in known} if variant == "baseline" else {}
+        # Where the whole baseline is known, the original is not even loaded.
         model = load_variant(job.model, parts) if len(measured) < len(texts) else None
         out[variant] = {}
         for name, tokens in texts.items():

@@ -48,10 +48,12 @@ class SecondPass:
     ) -> list[list[Replacement]]:
         """Replacements by layer. Finished layers of an interrupted run are taken over."""
         original = self.model.embed(tokens, batch)
+        # A stream of its own from here on; the call arguments are the same for both.
         compressed = Hidden([state.clone() for state in original.states], original.calls)
         out = []
         fingerprint = hash_json([FORMAT, source_hash, self.propagate_error, self.refinement])
         for index, parts in enumerate(layers):
+            # Each layer's fingerprint holds those before it: another rank in layer 0 changes what all later ones see.
             fingerprint = hash_json([fingerprint, [_identity(part) for part in parts]])
             with self.model.resident(index) as layer:
                 out.append(self._layer(layer, index, parts, original, compressed, fingerprint))
@@ -66,8 +68,10 @@ class SecondPass:
         twin = Twin(self.model, index, layer, self.storage_dtype, self.gradients, self.seed)
         if done is None and self.propagate_error:
             parts = propagate(twin, parts, original, compressed)
+        # Installed again after propagation, which tries refits in the student.
         for part in parts:
             twin.install(part.replacement)
+        # Kept before the stream moves: refinement needs what enters the original layer and what leaves it.
         inputs = [state.clone() for state in original.states]
         original.advance(layer, index, twin.name)
         if done is None:
@@ -76,6 +80,7 @@ class SecondPass:
                 note = refine(twin, self.refinement, parts, inputs, original, compressed)
             done = Artefact(_tensors(twin, parts), {"parts": [_described(p.replacement, note) for p in parts]})
             write_unit(file, done, fingerprint)
+        # From the artefact in either case, so that a resumed run goes on with the same numbers.
         replacements = [
             _finished(part.replacement, described, done.tensors)
             for part, described in zip(parts, done.metadata["parts"], strict=True)

@@ -37,10 +37,12 @@ class Twin:
     student: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
+        # A copy: the original has to stay, to be the target and to move its own stream.
         self.student = copy.deepcopy(self.layer)
 
     @property
     def name(self) -> str:
+        """The layer's name in the full model."""
         return self.model.architecture.layer(self.index)
 
     def inside(self, full_name: str) -> str:

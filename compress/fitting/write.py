@@ -22,6 +22,7 @@ def assemble(
     model, output = job.model, job.recipe.output
     tick = progress("write checkpoint", 1)
     element = torch.empty(0, dtype=storage_dtype(model)).element_size()
+    # Needed before the first tensor: it says whether there will be one file or several.
     ours = sum(
         t.numel() * (element if t.dtype == torch.float64 else t.element_size())
         for r in replacements

@@ -12,6 +12,7 @@ from compress.plan import ModuleSpec
 from compress.registry import Registry
 from compress.validation import explain
 
+# All files of this folder but the base class are kinds.
 registry: Registry[Kind] = Registry(
     "compress.kinds", lambda: Kind, "compress.kinds", frozenset({"contract"}), lambda found: found.kind
 )
@@ -42,4 +43,5 @@ def of(spec: ModuleSpec) -> Kind:
     try:
         return found.model_validate(spec.options)
     except ValidationError as error:
+        # Every line names its module, since a Plan has many.
         raise ValueError("\n".join(f"{spec.module}: {spec.kind}: {line}" for line in explain(error, found))) from None

@@ -34,9 +34,11 @@ class _RegisteringLoader:
         self.loader = loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """As the module's own loader does."""
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        """Run the module, then register. What goes wrong in registering is told on stderr, never raised."""
         self.loader.exec_module(module)
         try:
             _register()
@@ -44,13 +46,16 @@ class _RegisteringLoader:
             _complain(error)
 
     def __getattr__(self, name: str) -> Any:
+        # Tools ask a loader for more than these two methods, such as get_source: its own has the answers.
         return getattr(self.loader, name)
 
 
 class _Finder:
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """The spec of a trigger with a loader that registers; None for all other modules."""
         if fullname not in _TRIGGERS:
             return None
+        # PathFinder itself: importlib would ask all finders again, this one among them.
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
             spec.loader = _RegisteringLoader(spec.loader)  # pyright: ignore[reportAttributeAccessIssue] - no importlib.abc here
@@ -60,6 +65,7 @@ class _Finder:
 def install() -> None:
     """Place the finder once; register at once where transformers is already there."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        # In front, since the first finder that knows a module is the one that loads it.
         sys.meta_path.insert(0, _Finder())
     try:
         _register()

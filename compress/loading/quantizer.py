@@ -33,22 +33,28 @@ class CompressConfig(QuantizationConfigMixin):
 class CompressQuantizer(HfQuantizer):
     """Builds the replaced modules on the meta device; the loader then fills them like any others."""
 
+    # With this, transformers refuses to compress a plain model while loading it: that takes `compress fit`.
     requires_calibration = True
     is_qat_trainable: Any = True
     is_compileable: Any = True
     quantization_config: CompressConfig
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
+        """A loaded checkpoint can be saved again."""
         return True
 
     @property
     def is_trainable(self) -> bool:
+        """Its parameters are ordinary ones."""
         return True
 
     def validate_environment(self, *_: Any, **__: Any) -> None:
+        """Raises ValueError for a plan that is none."""
+        # A plan that is none is told before a model is built around it.
         self.quantization_config.plan()
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
+        # Imported when needed: every program that uses transformers imports this file.
         from compress.loading.modules import apply_plan
 
         apply_plan(model, self.quantization_config.plan())
@@ -93,4 +99,5 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(resolve_model(str(path)), **kwargs)
 
 
+# Whoever imports this file, the hook first of all, wants the quantizer known.
 register()

@@ -40,6 +40,7 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     >>> left, right
     (tensor([[4.]]), tensor([[4.]]))
     """
+    # scale² = |r_k| / |l_k|: then both have the norm √(|l_k| |r_k|), and their product is what it was.
     scale = (norms(right, 1) / norms(left, 0).clamp_min(_SMALLEST)).clamp_min(_SMALLEST).sqrt()
     return left * scale, right / scale[:, None]
 
@@ -54,6 +55,7 @@ def damping(metric: Tensor, share: float, empty: float = 0.0) -> float:
     >>> damping(metric, 0.5), damping(0 * metric, 0.5), damping(0 * metric, 0.5, empty=1.0)
     (1.0, 0.0, 1.0)
     """
+    # `or`, not a maximum: exactly 0 means that nothing was measured, or nothing asked for.
     return share * float(metric.diagonal().mean()) or empty
 
 
@@ -67,6 +69,7 @@ def damped(metric: Tensor, share: float, empty: float = 0.0) -> Tensor:
     tensor([[2.1000, 1.0000],
             [1.0000, 0.1000]])
     """
+    # A copy: the metric may be an accumulator's own memory (`Moments.covariance`), which is never written.
     out = metric.clone()
     out.diagonal().add_(damping(metric, share, empty))
     return out

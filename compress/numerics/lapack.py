@@ -27,6 +27,7 @@ def eigvalsh(matrix: Tensor) -> Tensor:
 
 def right_singular_vectors(matrix: Tensor) -> Tensor:
     """Vh (min(m, n), n) of a matrix (m, n): as rows, of the largest singular value first."""
+    # Reduced: the full (n, n) would only add an arbitrary basis of the null space.
     return torch.linalg.svd(matrix, full_matrices=False)[2]
 
 

@@ -33,6 +33,7 @@ class Decomposition:
 
     @property
     def max_rank(self) -> int:
+        """How many components there are: min(d_out, d_in)."""
         return self.spectrum.shape[0]
 
     def truncate(self, rank: int) -> tuple[Tensor, Tensor]:
@@ -57,8 +58,10 @@ def symmetric_sqrt(metric: Tensor, share: float = DAMPING) -> tuple[Tensor, Tens
     ([2.0, 3.0], [2.0, 3.0])
     """
     values, vectors = eigh(metric)
+    # A metric of zeros gets the smallest normal number: its root is 1.5e-154 and its inverse root 7e153, both finite.
     floor = share * float(values.clamp_min(0).mean()) or torch.finfo(torch.float64).tiny
     roots = (values.clamp_min(0) + floor).sqrt()
+    # Scaling the columns of V is V diag(·), without the diagonal matrix.
     return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 
 
@@ -77,6 +80,7 @@ def factorize(
             raise ValueError(f"{name} has NaN or Inf entries; a decomposition of it would be meaningless")
     weight = weight.to(torch.float64)
     d_out, d_in = weight.shape
+    # M = G^½ W C^½. Of its two Gram matrices the smaller one is decomposed: M Mᵀ (d_out, d_out) or Mᵀ M (d_in, d_in).
     g_root, g_inverse = symmetric_sqrt(output_metric) if output_metric is not None else (None, None)
     weighted = weight if g_root is None else g_root @ weight
     if d_out <= d_in:
@@ -87,21 +91,26 @@ def factorize(
         gram = product @ weighted.T
         del product  # as large as the weight
         vectors, spectrum = _leading(gram)
+        # L R = G^−½ U_r U_rᵀ G^½ W: the projection of M on its leading left vectors, both roots undone. C^½ cancels.
         left = vectors if g_inverse is None else g_inverse @ vectors
         return Decomposition(left, vectors.T @ weighted, spectrum)
     # More outputs than inputs: the same problem for Mᵀ M, of the smaller side, which needs the root of C.
     c_root, c_inverse = None, None
     if input_metric is not None:
+        # DAMPING besides the caller's: here C^−½ is needed, and few tokens leave C singular.
         c_root, c_inverse = symmetric_sqrt(input_metric, DAMPING + input_damping)
     gram = weighted.T @ weighted
     vectors, spectrum = _leading(gram if c_root is None else c_root @ gram @ c_root)
+    # L R = W C^½ V_r V_rᵀ C^−½: on this side G^½ cancels, and its inverse is not needed.
     left = weight @ (vectors if c_root is None else c_root @ vectors)
     return Decomposition(left, vectors.T if c_inverse is None else vectors.T @ c_inverse, spectrum)
 
 
 def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvectors (columns) and eigenvalues of a symmetric matrix, largest first, with a fixed sign."""
+    # eigh reads one triangle only, and rounding in the products makes the two differ: their mean is symmetric to the last bit.
     vectors, values = largest_first((gram + gram.T).mul_(0.5))
+    # A Gram matrix has no negative eigenvalue: what is below 0 is rounding.
     return signed(vectors), values.clamp_min(0)
 
 
@@ -125,15 +134,17 @@ def pivoted(left: Tensor, right: Tensor) -> PivotedForm | None:
     keeps the coefficients small; past `MAX_GROWTH` the plain form is safer.
     """
     rank = left.shape[1]
+    # leftᵀ[:, order] = Q [R₁ R₂]: in the basis of the first r rows the others are (R₁⁻¹ R₂)ᵀ, whatever Q is.
     triangle, order = pivoted_triangle(left.T)
     diagonal = abs(triangle.diagonal())
     if diagonal[-1] <= diagonal[0] * 1e-12:  # rank-deficient: the pivots cannot carry the other rows
         return None
-    coefficients = torch.as_tensor(solve_upper(triangle[:, :rank], triangle[:, rank:])).T
+    coefficients = torch.as_tensor(solve_upper(triangle[:, :rank], triangle[:, rank:])).T  # (d_out − r, r)
     growth = float(coefficients.abs().max()) if coefficients.numel() else 0.0
     if growth > MAX_GROWTH:
         return None
     permutation = torch.as_tensor(order.astype("int64"))
+    # The argsort of a permutation is its inverse: where in [basis; weight @ basis] each row of the product is found.
     return PivotedForm(coefficients.contiguous(), left[permutation[:rank]] @ right, torch.argsort(permutation).int(), growth)
 
 

@@ -33,16 +33,21 @@ def prune(weight: Tensor, covariance: Tensor, metric: Tensor, keep: int) -> tupl
     current = weight.clone()
     gone = torch.zeros(d_ff, dtype=torch.bool)
     for _ in range(d_ff - keep):
+        # (wᵀ metric w)_jj of every channel, (d_ff,), without the (d_ff, d_ff) product.
         energy = (current * (metric @ current)).sum(0)
+        # Optimal brain surgeon's saliency of a weight, w² / (H⁻¹)_jj, with a whole column for w.
         cost = torch.where(gone, torch.inf, energy / inverse.diagonal().clamp_min(1e-300))
         j = int(cost.argmin())
+        # The others take over: δW = −w_j (H⁻¹)_j / (H⁻¹)_jj, which also makes column j itself zero.
         row = inverse[j] / inverse[j, j]
         current -= current[:, j : j + 1] * row
+        # H⁻¹ of the channels that are left: a rank-one downdate, O(d_ff²), in place of an inverse, O(d_ff³).
         inverse -= torch.outer(inverse[:, j], row)
         # Exactly zero, where rounding leaves a little: a channel that is gone must not come back through the others.
         inverse[j], inverse[:, j] = 0.0, 0.0
         inverse[j, j] = 1.0
         gone[j] = True
     kept = torch.nonzero(~gone).flatten()
+    # From the matrices as given, not `current`, in which the rounding of every downdate has added up.
     refitted = lapack.solve(covariance[kept][:, kept], covariance[kept] @ weight.T).T
     return kept, refitted

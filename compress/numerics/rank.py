@@ -38,9 +38,11 @@ def rank_at(keep: float, d_out: int, d_in: int, form: Form = "plain") -> int:
     """
     budget = keep * d_out * d_in
     if form == "plain":
+        # 1e-9: a budget that is worth a whole number of ranks must not lose one of them to rounding.
         rank = math.floor(budget / (d_out + d_in) + 1e-9)
     else:  # smaller root of r² − (d_out + d_in) r + budget = 0
         total = d_out + d_in
+        # The discriminant is (d_out − d_in)² + 4 (1 − keep) d_out d_in: below 0 by rounding, or where keep is above 1.
         rank = math.floor((total - math.sqrt(max(total * total - 4 * budget, 0.0))) / 2 + 1e-9)
     return max(1, min(rank, d_out, d_in))
 
@@ -80,8 +82,10 @@ def allocate(
     positive = [float(s.sum()) for s in spectra.values() if float(s.sum()) > 0]
     low, high = 0.0, sum(positive) + 1.0  # at `high` per parameter nothing is worth more than rank 1
     for _ in range(200):  # geometric: prices of real layers spread over many powers of ten
+        # No geometric mean with 0: until a price was too low, each try is 1e-30 of the highest.
         price = math.sqrt(low * high) if low > 0 else high * 1e-30 if high > 1e-280 else 0.0
         cost = sum(int(c[int((e + price * c).argmin())]) for c, e in curves.values())
+        # Dearer parameters are bought less: the cost falls with the price, and `high` is the side that fits the budget.
         low, high = (price, high) if cost > limit else (low, price)
         if low > 0 and high / low < 1 + 1e-12:
             break
@@ -102,13 +106,16 @@ def allocate(
         if best is None:
             break
         chosen[best[0]], spare = best[1], spare - best[2]
+    # The last point of every curve is the dense matrix.
     return {name: None if i == len(curves[name][0]) - 1 else i + 1 for name, i in chosen.items()}
 
 
 def _curve(spectrum: Tensor, d_out: int, d_in: int, form: Form) -> tuple[np.ndarray, np.ndarray]:
     """(cost, error) of rank 1, 2, … as far as it costs less than dense, then dense with error 0."""
     most = min(spectrum.shape[0], d_out, d_in)
+    # A rank that costs what dense costs is never worth it: dense has no error.
     ranks = [r for r in range(1, most + 1) if parameters(r, d_out, d_in, form) < d_out * d_in]
+    # tail[r] = Σ spectrum[r:], the squared error of rank r.
     tail = spectrum.flip(0).cumsum(0).flip(0).numpy()
     error = [float(tail[r]) if r < len(tail) else 0.0 for r in ranks]
     return np.array([*(parameters(r, d_out, d_in, form) for r in ranks), d_out * d_in], float), np.array([*error, 0.0])

@@ -34,6 +34,7 @@ def principal(covariance: Tensor, count: int) -> Tensor:
     `count` is at most `moving(covariance)`: a direction without variance has no unit of its own.
     """
     vectors, values = largest_first(covariance)
+    # B C Bᵀ = I: every eigenvector over the root of its variance.
     return signed((vectors[:, :count] / values[:count].sqrt()).T, dim=1).contiguous()
 
 
@@ -45,6 +46,7 @@ def regression(covariance: Tensor, cross: Tensor, count: int) -> Tensor:
     linear model".
     """
     root, inverse = symmetric_sqrt(covariance)
+    # Izenman: the best map of rank r reads V_rᵀ C^−½ x, V the right singular vectors of cov(t, x) C^−½.
     vectors = right_singular_vectors(cross @ inverse)[:count]
     return _filled(vectors, root, inverse, covariance, count)
 
@@ -60,8 +62,9 @@ def gradient(covariance: Tensor, jacobians: Tensor, count: int, *, per_output: b
     # The gradient with respect to u = C^−½ x is C^½ times that with respect to x.
     whitened = (jacobians - jacobians.mean(dim=0)) @ root
     outputs = whitened.shape[1]
-    if not per_output:
+    if not per_output:  # rows (n · outputs, d)
         return _filled(_leading(whitened.flatten(0, 1), count), root, inverse, covariance, count)
+    # As equal as whole numbers allow; the first outputs get what is left over.
     shares = [count // outputs + (k < count % outputs) for k in range(outputs)]
     found: list[Tensor] = []
     for k, share in enumerate(shares):
@@ -75,6 +78,7 @@ def gradient(covariance: Tensor, jacobians: Tensor, count: int, *, per_output: b
 
 def _leading(rows: Tensor, count: int) -> Tensor:
     """Leading eigenvectors of the second moment of rows (n, d), as rows."""
+    # The rows' mean is 0 already, so this is their scatter.
     return largest_first(rows.T @ rows)[0][:, :count].T
 
 
@@ -82,6 +86,8 @@ def _filled(vectors: Tensor, root: Tensor, inverse: Tensor, covariance: Tensor, 
     """Orthonormal whitened directions (k, d), filled up to `count` by principal ones, as rows B for x."""
     if len(vectors) < count:
         # QR keeps the span of the first k columns, so the found directions stay and what follows is orthogonal to them.
+        # C and C^½ have the same eigenvectors: a principal component of x is one of u, too.
         components = largest_first(covariance)[0].T
         vectors = orthonormal_columns(torch.cat([vectors, components]).T).T[:count]
+    # From u = C^−½ x back to x: v · u = (v C^−½) · x.
     return signed(vectors @ inverse, dim=1).contiguous()

@@ -22,6 +22,7 @@ def varying(fronts: Sequence[Front]) -> list[tuple[int, int]]:
 
 def evaluate(candidates: Sequence[Candidate], z: Tensor) -> Tensor:
     """Values of the candidates at z (n, inputs) → (n, len(candidates)), float64; one at a time, registers are whole columns."""
+    # A part without columns: no candidates at all give (n, 0).
     columns = [z.new_zeros(len(z), 0)]
     for candidate in candidates:
         program = compile_program([candidate.tree], z.shape[1], len(candidate.constants))

@@ -149,6 +149,7 @@ def fit_points(points: Sequence[Point], progress: Progress = silent, *, fresh: b
 
     Returns the points of sweep.json, in the order given, as `sweep` does. Raises what fitting one recipe raises.
     """
+    # The points of a sweep are folders side by side.
     root = points[0].recipe.output.parent
     if fresh:
         shutil.rmtree(root / "work", ignore_errors=True)
@@ -157,6 +158,7 @@ def fit_points(points: Sequence[Point], progress: Progress = silent, *, fresh: b
     tokens = {}
     source_hashes = []
     for job in jobs:
+        # Points that share a model and a text share its tokens.
         key = (job.recipe.model, job.recipe.calibration)
         tokens.setdefault(key, tokens_of(job) if key not in tokens else None)
         source_hashes.append(source_hash_of(job, tokens[key]))
@@ -184,6 +186,7 @@ def fit_points(points: Sequence[Point], progress: Progress = silent, *, fresh: b
 
 def _fit_units(jobs: Sequence[Job], source_hash: str, tokens: Tensor, progress: Progress) -> None:
     """The units of several jobs over the same model and tokens, in one pass."""
+    # Points whose difference fitting does not read have the same unit.
     units = {(unit.group.name, unit.fingerprint(source_hash)): unit for job in jobs for unit in job.units}
     ordered = sorted(units.values(), key=lambda u: (u.group.layer, u.group.name))
     # The pass is shared: where one job will read the gradient moments again, it keeps them.
@@ -249,6 +252,7 @@ def plot(points: Sequence[Mapping[str, Any]], file: Path) -> bool:
     numeric = [key for key in numeric if len({p["settings"][key] for p in points}) > 1]
     if not texts or not numeric:
         return False
+    # A grid has two axes and no place for a third key.
     draw = _heat_map if len(numeric) == 2 == len(keys) else _curves
     plots.panels([draw(points, numeric, text) for text in texts], file)
     return True

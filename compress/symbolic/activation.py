@@ -25,12 +25,15 @@ def _half_of(x: Tree, squashed: Tree) -> Tree:
 
 
 def _gelu_tanh(x: Tree) -> Tree:
+    # The tanh form of GELU of Hendrycks and Gimpel, arXiv:1606.08415: x + 0.044715 x³, times √(2/π), within the tanh.
     cubic = ["add", x, ["mul", ["rational", 44715, 1000000], x, x, x]]
     return _half_of(x, ["tanh", ["mul", ["sqrt", ["mul", ["int", 2], ["reciprocal", _PI]]], cubic]])
 
 
+# π = 4 arctan 1. Trees hold whole numbers and fractions only; a decimal would be a parameter, which a fit may move.
 _PI: Tree = ["mul", ["int", 4], ["atan", ["int", 1]]]
 FORMS: dict[str, Tree] = {
+    # σ(x) = ½ (1 + tanh(x / 2)): SiLU, x σ(x), and quick GELU, x σ(1.702 x), are halves as well.
     "silu": _half_of(_X, ["tanh", ["mul", _HALF, _X]]),
     "gelu": _half_of(_X, ["erf", ["mul", ["reciprocal", ["sqrt", ["int", 2]]], _X]]),
     "gelu_tanh": _gelu_tanh(_X),
@@ -42,6 +45,7 @@ FORMS: dict[str, Tree] = {
 
 def recognise(function: Callable[[Tensor], Tensor]) -> tuple[str, Tree] | None:
     """(name, tree over input 0) of the known activation that `function` equals on [−8, 8]; None where it is none of them."""
+    # Steps of 0.05 through 0: the kink of a ReLU is one of the points.
     grid = torch.linspace(-8, 8, 321)
     with torch.no_grad():
         values = function(grid)

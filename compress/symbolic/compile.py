@@ -56,12 +56,16 @@ def program_from_json(data: Mapping[str, Any]) -> Program:
         tuple((name, tuple(args)) for name, args in data["instructions"]),
         tuple(data["outputs"]),
     )
+    # What each register holds, grown as it is read: an instruction may only read what is there, and of the kind it takes.
     kinds = ["real"] * program.first_instruction
     for name, args in program.instructions:
         row = PRIMITIVES.get(name)
+        # A program has two arguments where a tree has any number: lowering folds them.
         count = row and (2 if row.most is None else row.least)
+        # type, not isinstance: a JSON `true` would read register 1.
         if row is None or len(args) != count or not all(type(a) is int and 0 <= a < len(kinds) for a in args):
             raise ValueError(f"not an instruction at register {len(kinds)}: {name!r} {args}")
+        # `takes` repeats its last kind; zip drops what is too much.
         takes = [*row.takes, *[row.takes[-1]] * len(args)]
         if any(kinds[a] != kind for a, kind in zip(args, takes, strict=False)):
             raise ValueError(f"{name!r} at register {len(kinds)} mixes conditions and numbers")

@@ -27,6 +27,7 @@ MAX_DEPTH = 100  # sympy's printers recurse; JSON and copy.deepcopy too
 MAX_INTEGER = 2**53  # what a float64 holds exactly
 _MAX_DENOMINATOR = 1000  # a "small fraction"; others become parameters
 
+# Classes only: what rows make by a function (sub, div, sqrt) sympy itself holds as Add, Mul and Pow.
 _READS = {row.sympy: row.name for row in OPERATIONS.values() if isinstance(row.sympy, type)}
 T = TypeVar("T")
 
@@ -72,6 +73,7 @@ def to_tree(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> tuple[Tr
     def visit(node: Any, args: list[Tree]) -> Tree:
         if node in position:
             return ["var", position[node]]
+        # Before the parts without a variable, of which it is one: there it would be refused as not finite.
         if node is sympy.S.NaN:
             return ["nan"]
         if not node.free_symbols:
@@ -98,10 +100,13 @@ def _either(condition: Any, x: Any, y: Any) -> Any:
 
 
 def _sympy_children(node: Any) -> list[Any]:
+    # Nothing below: `visit` makes one number of the whole part.
     if not node.free_symbols:
         return []
+    # The (value, condition) pairs as one flat list, which `_piecewise` takes apart again.
     if isinstance(node, sympy.Piecewise):
         return [part for pair in node.args for part in pair.args]
+    # sympy writes √x as x**0.5 where a float was involved; as a float the exponent would become a parameter.
     if isinstance(node, sympy.Pow) and node.exp.is_Float and float(2 * node.exp).is_integer():
         return [node.base, sympy.Rational(int(2 * node.exp), 2)]
     return list(node.args)
@@ -115,15 +120,18 @@ def _number(node: Any, constants: dict[float, int]) -> Tree:
         return ["rational", int(node.p), int(node.q)]
     if isinstance(node, sympy.logic.boolalg.BooleanAtom):
         return ["bool", bool(node)]
+    # 17 significant digits tell every float64 from its neighbours.
     value = node.evalf(17)
     if not value.is_real or not value.is_finite or not math.isfinite(float(value)):
         raise ValueError(f"{reprlib.repr(node)} is not a finite real number")
+    # An entry's index is the order of arrival: `list(constants)` is the vector.
     return ["param", constants.setdefault(float(value), len(constants))]
 
 
 def _piecewise(node: sympy.Piecewise, args: list[Tree]) -> Tree:
     """Nested `where`; what no condition covers is NaN, as in numpy."""
     tree: Tree = ["nan"]
+    # From the last pair to the first, so that the first condition that holds decides.
     for value, condition in zip(args[-2::-2], args[::-2], strict=True):
         tree = value if condition == ["bool", True] else ["where", condition, value, tree]
     return tree
@@ -175,6 +183,7 @@ def check_tree(tree: Any, n_inputs: int, n_constants: int) -> None:
         if type(found) is not list or not found or type(cast("Tree", found)[0]) is not str:
             raise ValueError(f"expected a list that starts with an operation's name, got {reprlib.repr(cast(object, found))}")
         node = cast("Tree", found)
+        # Before anything is pushed: one node with a million arguments must not fill the stack.
         if len(node) > MAX_NODES:
             raise ValueError(f"the expression has more than {MAX_NODES} nodes; fit a simpler one")
         name, args = node[0], node[1:]
@@ -183,6 +192,7 @@ def check_tree(tree: Any, n_inputs: int, n_constants: int) -> None:
             gives: Kind = "real"
         else:
             row = operation(name)
+            # Read from disk: one spelling for one function, so that whatever walks a tree knows the primitives alone.
             if row.composed is not None:
                 raise ValueError(
                     f"{name!r} is not a primitive; write it as {apply(name, *[['var', i] for i in range(row.least)])}"
@@ -215,6 +225,7 @@ def complexity(tree: Tree, weights: Mapping[str, int] | None = None) -> int:
     7
     """
     weights = weights or {}
+    # n arguments are n − 1 binary operations; a leaf counts as one.
     return fold(tree, tree_children, lambda node, below: sum(below) + weights.get(node[0], 1) * max(1, len(below) - 1))
 
 

@@ -105,6 +105,7 @@ def _over(tree: Tree) -> Tree:
 
 _ROWS = (
     # n-ary and binary arithmetic
+    # `takes` and `gives` default to real numbers; bounds answer None where a value might not be finite.
     Operation("add", 1, None, sympy.Add, "Add", np.add, interval.add),
     Operation("mul", 1, None, sympy.Mul, "Mul", np.multiply, interval.mul),
     Operation("sub", 2, 2, _minus_of, "Sub", np.subtract, interval.sub),
@@ -116,6 +117,7 @@ _ROWS = (
     Operation("minimum", 1, None, sympy.Min, "Min", np.minimum, interval.minimum),
     # elementary functions
     _unary("sqrt", _power(sympy.S.Half), "Sqrt", np.sqrt, monotone(np.sqrt, least=0), "x ≥ 0"),
+    # No upper end for what grows: `widen` refuses what leaves the float32 range.
     _unary("exp", sympy.exp, "Exp", np.exp, monotone(np.exp), "x < 88.7, the float32 range"),
     _unary("log", sympy.log, "Log", np.log, monotone(np.log, least=1e-37), "x > 0; −inf at 0"),
     _unary("sin", sympy.sin, "Sin", np.sin, within(-1, 1)),
@@ -182,6 +184,7 @@ def operation(name: str) -> Operation:
     """The row of a name. Raises ValueError with the nearest known one."""
     if name in OPERATIONS:
         return OPERATIONS[name]
+    # Closest matches take time quadratic in the length, and a long name is no slip of the pen.
     near = difflib.get_close_matches(name, OPERATIONS, n=1, cutoff=0.5) if len(name) < 40 else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"no operation {name[:40]!r}{hint} There are: {', '.join(OPERATIONS)}")

@@ -37,6 +37,7 @@ class Program:
     def varying(self) -> frozenset[int]:
         """The registers whose value depends on an input; the others are the same for every token."""
         found = set(range(self.n_inputs))
+        # One pass forward: an instruction reads earlier registers only.
         for register, (_, args) in enumerate(self.instructions, self.first_instruction):
             if not found.isdisjoint(args):
                 found.add(register)

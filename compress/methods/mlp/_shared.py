@@ -66,6 +66,7 @@ def output_metric(material: Material) -> Tensor:
     """Damped second moment of the loss gradient at the MLP's output (d_model, d_model); the identity where it was not asked."""
     moments = material.statistics.get("gradient")
     if moments is None:
+        # The moments are joint, of an input and an output of the same width.
         width = cast(Moments, material.statistics["moments"]).mean.shape[0] // 2
         return torch.eye(width, dtype=torch.float64)
     # empty: the loss felt nothing of this MLP
@@ -82,6 +83,7 @@ def affine_replacement(group: Group, fit: Fit, row: Mapping[str, Any], architect
         left, right = balanced(fit.left, fit.right)
         tensors |= {f"{outer}.weight": left, "basis": right}
     else:
+        # Rank 0 has nothing to multiply; the empty weight keeps a loader that does not know us from filling one in.
         tensors[f"{outer}.weight"] = torch.empty(0, dtype=torch.float64)
     specs = mlp_chain(group, kind)
     named = {f"{module}.{name}": tensor for name, tensor in tensors.items()}
@@ -98,12 +100,14 @@ def affine_replacement(group: Group, fit: Fit, row: Mapping[str, Any], architect
 
 
 def d_model(group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> int:
+    """The width of the residual stream, from the shape of the down-projection."""
     return shapes[f"{architecture.module(group.layer, 'down')}.weight"][1 if architecture.conv1d else 0]
 
 
 def mlp_chain(group: Group, kind: Kind) -> tuple[ModuleSpec, ...]:
     """`kind` for the MLP of a layer; where that runs its MLP inline, the inner modules pass through to the last one."""
     *inner, last = group.modules
+    # Of an inline MLP only the first module's weight has its place held; see `chain_tensors`.
     return (*(Through(occupied=position == 0).spec(name) for position, name in enumerate(inner)), kind.spec(last))
 
 
