@@ -1,5 +1,6 @@
 # make demo    compress, export and benchmark the packaged model (installs what it needs into .venv the first time)
 # make test    the whole test suite
+# make conformance  every method and kind on every architecture under every check; hours, goes on where it stopped
 # make check   lint, format, types
 # make numbers tables and figures of README.md and docs/ from docs/numbers/*.json, maps of rooms from the rooms themselves
 # make docs    the same, then the documentation as pages in site/; fetches nothing
@@ -13,7 +14,7 @@ DEMO := runs/quickstart
 # Empty for the newest versions that pyproject.toml allows: make test CONSTRAINTS=
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: demo test check numbers docs clean
+.PHONY: demo test conformance check numbers docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/compress fit recipes/quickstart.yaml
@@ -25,6 +26,11 @@ test: export OMP_NUM_THREADS = 1
 test: export OMP_WAIT_POLICY = passive
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
+
+# ARGS="--only latent_kv --limit 20" for a part; outcomes in runs/conformance.jsonl, the table in docs/numbers/conformance.json.
+conformance: export OMP_NUM_THREADS = 1
+conformance: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python -m conformance $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

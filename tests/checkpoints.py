@@ -279,7 +279,7 @@ def scaled_kind() -> Iterator[None]:
         kind_registry.registry.unregister("scaled_linear")
 
 
-_BLOCKER = """\
+BLOCKER = """\
 import sys
 class _Blocked:
     def find_spec(self, name, path=None, target=None):
@@ -300,7 +300,7 @@ def run_without(packages: Sequence[str], code: str, folder: Path, *arguments: st
         "HF_MODULES_CACHE": str(folder / "modules"),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", _BLOCKER.format(names=tuple(packages)) + code, *arguments]
+    command = [sys.executable, "-c", BLOCKER.format(names=tuple(packages)) + code, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout

@@ -11,6 +11,8 @@ from checkpoints import VOCABULARY, tiny_model
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from compress.evaluating.perplexity import compare
+from compress.fitting.job import prepare, tokens_of
 from compress.recipe import Recipe, parse_recipe
 
 IDS = torch.arange(60).view(2, 30) % 90  # tokens that every tiny model knows
@@ -57,3 +59,9 @@ def logits(path: Path) -> torch.Tensor:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     with torch.no_grad():
         return model(IDS).logits
+
+
+def divergence(folder: Path, source: Path, recipe: Recipe) -> float:
+    """KL of the model in `folder` from the one in `source`, on the recipe's calibration tokens."""
+    models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (folder, source)]
+    return compare(*models, tokens_of(prepare(recipe)))["kl"]

@@ -71,6 +71,7 @@ class Kind(BaseModel):
     computed: ClassVar[tuple[str, str] | None] = (
         None  # (option, constructor argument made from it), where a loader computes one
     )
+    exempt: ClassVar[Mapping[str, str]] = {}  # conformance check, "check:architecture" or "*:architecture" → why not here
     told: ClassVar[str] = ""  # of an attention, what the standalone file says of its layers
 
     def spec(self, module: str) -> ModuleSpec:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 from pydantic import model_validator
 from torch import nn
@@ -20,6 +21,10 @@ class Crystallized(Kind):
     replaces = "attention"
     runtime = CrystallizedAttention
     wraps = True
+    exempt: ClassVar[Mapping[str, str]] = {
+        "plain": "every weight keeps its name and shape: without compress the original attention is loaded",
+        "standalone:gemma2": "the standalone torch file has no crystallized attention with capped scores",
+    }
     told = "reads its top value and averages few dimensions beside it"
 
     rank: Size

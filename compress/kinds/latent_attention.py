@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import nn
 
+from compress.architecture import ARCHITECTURES
 from compress.kinds._latent_source import latent_class
 from compress.kinds.contract import Finite, Kind, Place, Positive, Work, asked
 from compress.nn.latent import LatentAttention
 from compress.source.family import Family
 from compress.source.pieces import AttentionSource
 
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")  # whose attention the runtime computes
 # Name in the file → name in the checkpoint, where the rows stand in the places of the projections they come from.
 _TENSORS = {
     "basis": "basis",
@@ -31,6 +33,11 @@ class Latent(Kind):
     replaces = "attention"
     runtime = LatentAttention
     wraps = True
+    exempt: ClassVar[Mapping[str, str]] = {
+        f"*:{row}": f"the runtime computes the attention of {', '.join(SUPPORTED)}; no method writes it elsewhere"
+        for row in ARCHITECTURES
+        if row not in SUPPORTED
+    }
     told = "caches latents instead of keys and values"
 
     d_model: Positive

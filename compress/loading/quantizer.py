@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ class CompressQuantizer(HfQuantizer):
     is_qat_trainable: Any = True
     is_compileable: Any = True
     quantization_config: CompressConfig
+    renames: Sequence[Any] = ()
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
         """A loaded checkpoint can be saved again."""
@@ -58,10 +60,24 @@ class CompressQuantizer(HfQuantizer):
         from compress.loading.modules import apply_plan
 
         apply_plan(model, self.quantization_config.plan())
+        self.renames = _renames(model)
+
+    def update_weight_conversions(self, weight_conversions: list[Any], *model: Any) -> list[Any]:
+        return [*super().update_weight_conversions(weight_conversions, *model), *self.renames]
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         model.is_quantized = False  # nothing is quantized: .half(), .float() and Trainer work as on any model
         return model
+
+
+def _renames(model: Any) -> list[Any]:
+    """What transformers renames in the files of a model's stock class (the head of GPT-NeoX): it goes by the name of the class,
+    and does not know the subclass that a checkpoint's own file brings.
+    """
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping  # not yet there when transformers calls us
+
+    stock = next(cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers."))
+    return [] if stock is type(model) else get_checkpoint_conversion_mapping(stock.__name__) or []
 
 
 def register() -> None:

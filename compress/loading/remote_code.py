@@ -25,6 +25,7 @@ _IMPORTS = (
     "from typing import Any",
     "from torch import nn",
     "from transformers import {stock}, {stock_base}",
+    "from transformers.conversion_mapping import get_checkpoint_conversion_mapping",
     "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer",
     "from transformers.quantizers.base import HfQuantizer",
     "from transformers.utils.quantization_config import QuantizationConfigMixin",
@@ -67,6 +68,7 @@ class CompressQuantizer(HfQuantizer):
     requires_calibration = True
     is_qat_trainable = True
     is_compileable = True
+    renames: list[Any] = []
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
         return True
@@ -79,6 +81,11 @@ class CompressQuantizer(HfQuantizer):
         if not hasattr(model, "replace_modules"):
             raise ValueError("this checkpoint is compressed: load it with trust_remote_code=True, or install compress")
         model.replace_modules(self.quantization_config)
+        # transformers renames tensors by the name of a model's class (the head of GPT-NeoX): here, that of the stock class.
+        self.renames = get_checkpoint_conversion_mapping(type(model).__mro__[1].__name__) or []
+
+    def update_weight_conversions(self, weight_conversions: list[Any], *model: nn.Module) -> list[Any]:
+        return [*super().update_weight_conversions(weight_conversions, *model), *self.renames]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         model.is_quantized = False  # nothing is quantized: .half(), .float() and Trainer work as on any model

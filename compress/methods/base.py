@@ -148,7 +148,8 @@ class Method(BaseModel):
     has_ranks: ClassVar[bool] = False  # a search may choose them: `ranks`
     has_expressions: ClassVar[bool] = False
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)  # options for a tiny model: conformance runs each
-    exempt: ClassVar[Mapping[str, str]] = {}  # conformance check → why it does not hold for this method
+    whole: ClassVar[Mapping[str, Any] | None] = None  # options, on top of an example, that leave the original as it was
+    exempt: ClassVar[Mapping[str, str]] = {}  # conformance check, or "check:architecture" → why it does not hold here
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
         """The statistics `fit` will find in `material.statistics`, by key."""

@@ -36,6 +36,7 @@ CASES = {f"qwen2-{kind}": ("qwen2", kind) for kind in (*LINEAR_KINDS, *ATTENTION
     "opt-everything": ("opt", "low_rank_linear", "affine_mlp"),
     "gpt2-shared_linear": ("gpt2", "shared_linear"),  # names that AutoModel shortens by another prefix
     "opt-shared_across": ("opt", "shared_across"),
+    "gpt_neox-low_rank_linear": ("gpt_neox", "low_rank_linear"),  # whose head transformers renames by the class's name
 }
 WRAPPED = "qwen2-a kind that keeps its original"
 SWAPPED = "qwen2-symbolic_mlp, other expressions in the same layer"
@@ -128,6 +129,16 @@ def test_with_compress_installed_the_checkpoint_loads_as_before(tmp_path: Path) 
         "AutoModel": "modeling_compress.CompressedModel",
     }
     assert _digest(folder) == before
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_with_compress_installed_a_renamed_head_is_read_and_written_either_way(tmp_path: Path, trust: bool) -> None:
+    folder = tiny_checkpoint(tmp_path / "first", "gpt_neox", "low_rank_linear")
+    write_remote_code(folder)
+    model, told = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, output_loading_info=True)
+    assert not told["missing_keys"] | told["unexpected_keys"]
+    model.save_pretrained(tmp_path / "again")
+    assert _digest(tmp_path / "again") == _digest(folder)
 
 
 def test_a_folder_without_a_plan_is_refused(tmp_path: Path) -> None:

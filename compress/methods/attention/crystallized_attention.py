@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -35,6 +35,12 @@ class CrystallizedAttention(Method):
     decided_late = frozenset({"mode", "rank"})
     saves = "averaged value numbers"
     examples = ({"rank": 3}, {"rank": 2, "importance": "fisher"}, {"mode": "top1"})
+    whole: ClassVar[Mapping[str, Any] | None] = {"mode": "full"}
+    exempt: ClassVar[Mapping[str, str]] = {
+        "plain": "every weight keeps its name and shape: without compress the original attention is loaded, over projections "
+        "that compute what the original's do",
+        "standalone:gemma2": "the standalone torch file has no crystallized attention with capped scores",
+    }
 
     mode: Literal["top1", "full", "lowrank"] = Field(
         "lowrank", description="top1: V_top alone; full: all of ε, equal to the original; lowrank: `rank` dimensions of ε"

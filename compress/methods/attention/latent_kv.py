@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -12,14 +12,13 @@ from torch import Tensor
 
 from compress.architecture import Architecture
 from compress.checkpoint.units import Artefact
-from compress.kinds.latent_attention import Latent
+from compress.kinds.latent_attention import SUPPORTED, Latent
 from compress.methods.attention._rotary import rotary_frequencies
 from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
 from compress.numerics.conventions import balanced, damping
 from compress.numerics.linalg import factorize
 from compress.numerics.statistics import Moments
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 GRADIENT_DAMPING = 1e-2  # of the mean gradient power: directions the calibration loss never felt keep some weight
 FEW_TOKENS_DAMPING = 1e-2  # of the mean input power, where fewer tokens than inputs made the covariance
 
@@ -39,6 +38,7 @@ class LatentKV(Method):
         {"cache": 0.5, "share": "separate", "metric": "uncentred"},
         {"cache": 0.5, "importance": "fisher", "allocation": "global"},
     )
+    whole: ClassVar[Mapping[str, Any] | None] = {"cache": 1.0, "allocation": "uniform"}
 
     cache: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="fraction of the cache's numbers per token that remain")
     share: Literal["joint", "separate", "head"] = Field(

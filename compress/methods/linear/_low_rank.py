@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -40,6 +40,7 @@ class LowRankMethod(Method):
     decided_late = frozenset({"rank"})
     has_ranks = True
     examples = ({"rank": {"keep": 0.6}}, {"rank": {"budget": 0.6}, "importance": "fisher", "form": "pivoted"})
+    whole: ClassVar[Mapping[str, Any] | None] = {"rank": {"keep": 1.0}, "form": "pivoted"}
 
     rank: RankRule = Field(
         description="rank rule: an integer, {keep: f}, {budget: f}, {explained_variance: f} or {table: file.json}"

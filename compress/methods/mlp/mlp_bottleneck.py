@@ -7,7 +7,7 @@ what it measures is a model that ships.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -29,6 +29,7 @@ class MLPBottleneck(MLPMethod):
     reference = "SymTorch, section 4.1, figure 4"
     controls = ("pca",)
     examples = ({"inputs": 8, "outputs": 4},)
+    whole: ClassVar[Mapping[str, Any] | None] = {"inputs": 32, "outputs": 32}  # of the tiny models' width
     decided_late = frozenset({"inputs", "outputs"})
 
     inputs: Annotated[int, Field(ge=1)] = Field(32, description="principal components of the input that pass")

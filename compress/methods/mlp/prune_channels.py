@@ -5,7 +5,7 @@ linears.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -33,6 +33,7 @@ class PruneChannels(MLPMethod):
     )
     equal_cost = True
     examples = ({"keep": 0.5}, {"channels": 20, "importance": "fisher"})
+    whole: ClassVar[Mapping[str, Any] | None] = {"keep": 1.0, "channels": None}
 
     keep: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="fraction of the intermediate channels that remain"
