@@ -9,6 +9,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+# `rope_type`s whose frequencies are the same for every length of text; the others no fixed table can hold.
+FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
+
 
 @dataclass(frozen=True)
 class Architecture:

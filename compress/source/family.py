@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.architecture import Architecture, architecture
+from compress.architecture import FIXED_ROTARY, Architecture, architecture
 
-SUPPORTED_ROPE = ("default", "linear", "llama3", "yarn")
 QUERIES, KEYS = "HEADS * HEAD_DIM", "KV_HEADS * HEAD_DIM"  # in the names of the file's constants
 _ROPE_NUMBERS = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
@@ -259,7 +258,7 @@ def _rope(config: Any, head_dim: int) -> Rope:
 
     parameters: dict[str, Any] = dict(config.rope_parameters)
     kind = parameters.get("rope_type", "default")
-    refuse(kind not in SUPPORTED_ROPE, f"rotary positions of type {kind!r}", ", ".join(SUPPORTED_ROPE))
+    refuse(kind not in FIXED_ROTARY, f"rotary positions of type {kind!r}", ", ".join(FIXED_ROTARY))
     theta = float(parameters["rope_theta"])
     if kind == "default":
         # These families turn only a part of every head.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-FIXED = ("default", "linear", "llama3", "yarn")  # the others change with the length of the text
+from compress.architecture import FIXED_ROTARY
 
 
 def rotary_frequencies(attention: nn.Module) -> tuple[Tensor, float]:
@@ -18,8 +18,8 @@ def rotary_frequencies(attention: nn.Module) -> tuple[Tensor, float]:
     module: Any = attention
     config = module.config
     kind = str((getattr(config, "rope_parameters", None) or {}).get("rope_type", "default"))
-    if kind not in FIXED:
-        raise NotImplementedError(f"rotary positions {kind!r} change with the length; there are {', '.join(FIXED)}")
+    if kind not in FIXED_ROTARY:
+        raise NotImplementedError(f"rotary positions {kind!r} change with the length; there are {', '.join(FIXED_ROTARY)}")
     # The family's own class, from the file that defines its attention: its name begins with the family's.
     source = vars(sys.modules[type(module).__module__])
     embedding = next(value for name, value in source.items() if name.endswith("RotaryEmbedding"))(config=config)
