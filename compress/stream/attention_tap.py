@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,8 @@ from compress.nn.attention import attend, gather_rows
 
 
 class Residuals:
-    """While it is there, an attention hands ε = Σ_j p_j V_j − V_top of every query to `take`, and computes what it always does.
+    """While it is there, an attention hands ε = Σ_j p_j V_j − V_top of every query to `take`, and computes what it always does:
+    its own function gives its output, so that the layers above read the same bits whether it is observed or not.
 
     `take` gets rows (n, n_kv_heads, head_dim): the query heads that share a value head are rows of that head. Raises
     ValueError for an attention that does not look its function up in transformers' table.
@@ -38,9 +40,12 @@ class Residuals:
 
     def _observe(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
-    ) -> tuple[Tensor, None]:
-        weighted, top = attend(query, key, value, attention_mask, more.get("scaling"), more.get("softcap"))
+    ) -> tuple[Tensor, Tensor | None]:
+        # As the attention itself looks it up: in the table, or, where it computes eagerly, in the file of its class.
+        eager = getattr(sys.modules[type(self._attention).__module__], "eager_attention_forward", None)
+        own = ALL_ATTENTION_FUNCTIONS.get_interface(self._config._attn_implementation, eager)
         with torch.no_grad():
+            weighted, top = attend(query, key, value, attention_mask, more.get("scaling"), more.get("softcap"))
             residual = weighted - gather_rows(value, top)  # (B, G, H/G, T, C)
             self._take(residual.movedim(1, -2).flatten(0, -3))
-        return weighted.flatten(1, 2).transpose(1, 2).contiguous(), None
+        return own(module, query, key, value, attention_mask, **more)
