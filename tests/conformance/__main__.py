@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from checkpoints import LAYERS
 
 from conformance import checks
 from conformance.case import Case, kind_cases, method_cases
@@ -26,7 +27,7 @@ from conformance.elsewhere import ROOT, Elsewhere
 from conformance.journal import Journal
 from conformance.made import Sources
 from conformance.outcome import outcomes
-from conformance.slice import DEAR
+from conformance.slice import DEAR, kind_slice, method_slice
 from conformance.summary import write_summary
 
 JOURNAL = ROOT / "runs" / "conformance.jsonl"
@@ -34,12 +35,15 @@ SUMMARY = ROOT / "docs" / "numbers" / "conformance.json"
 
 
 def matrix(seed: int) -> list[tuple[Case, tuple[str, ...]]]:
-    """All of it in seeded order, what is cheap first: stopped anywhere, it has met a fair sample."""
+    """All of it: the pairwise slice, then the rest in seeded order, the dear last. Stopped anywhere, it is a fair sample."""
     cheap = tuple(name for name in checks.names() if checks.seconds(name) <= DEAR)
     dear = tuple(name for name in checks.names() if name not in cheap)
     cases = [*method_cases(), *kind_cases()]
     random.Random(seed).shuffle(cases)
-    return [(case, names) for names in (cheap, dear) for case in cases]
+    first = [part for part in (*method_slice(seed), *kind_slice()) if part[0].layers == LAYERS]
+    met = {(case, name) for case, names in first for name in names}
+    rest = [(case, tuple(n for n in names if (case, n) not in met)) for names in (cheap, dear) for case in cases]
+    return [*first, *rest]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
