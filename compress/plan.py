@@ -59,6 +59,7 @@ class Plan(BaseModel):
         return self
 
     def __getitem__(self, module: str) -> ModuleSpec:
+        """The spec of a module by its dotted name. Raises KeyError where the plan leaves that module alone."""
         for spec in self.modules:
             if spec.module == module:
                 return spec

@@ -5,6 +5,7 @@ A package that cannot be imported is named in one line on the log, and the other
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import logging
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class Registry(Generic[T]):
     base: Callable[[], type[T]]  # called when the first class is loaded: names are known without importing any
     group: str  # entry points of other packages, name = "module:Class"
     leave_out: frozenset[str] = frozenset()  # files that are no member
+    name_of: Callable[[type[T]], str | None] = lambda _: None  # what a class says its own name is, where it does
     _loaded: dict[str, type[T]] = field(default_factory=dict)
     _modules: dict[str, str] | None = None
     _foreign: dict[str, EntryPoint] | None = None
@@ -48,6 +50,13 @@ class Registry(Generic[T]):
             if name in own:
                 self._loaded[name] = self._only_class(own[name])
         return self._loaded[name]
+
+    def source_hash(self, name: str) -> str:
+        """Hash of the source of another package's class: what it made is not taken over once it changed; "" for ours."""
+        member = self.load(name)
+        if member.__module__.partition(".")[0] == self.package.partition(".")[0]:
+            return ""
+        return hashlib.sha256(inspect.getsource(inspect.getmodule(member) or member).encode()).hexdigest()
 
     def register(self, name: str, member: type[T]) -> None:
         """Add a class by hand, for this process: from a notebook, or a test."""
@@ -83,6 +92,8 @@ class Registry(Generic[T]):
                     found = entry.load()
                     if not (inspect.isclass(found) and issubclass(found, self.base())):
                         raise TypeError(f"{entry.value} is no subclass of {self.base().__name__}")
+                    if self.name_of(found) not in (None, entry.name):
+                        raise TypeError(f"{entry.value} calls itself {self.name_of(found)!r}; name its entry point so")
                 except Exception as error:  # somebody else's package: ours must go on
                     log.warning(
                         "%s: %s could not be loaded and is left out (%s: %s)",

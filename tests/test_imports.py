@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["__main__"],
     ["cli"],
+    ["api"],
     ["searching", "explaining"],
     ["reporting", "fitting", "measuring"],
     ["evaluating"],
@@ -20,7 +21,8 @@ FLOORS = [
     ["methods", "loading"],
     ["kinds", "regression"],
     ["symbolic", "source", "checkpoint", "numerics", "data", "registry", "plan"],
-    ["nn", "novella", "architecture", "clock", "progress", "validation", "version"],
+    ["nn", "novella", "architecture", "clock", "bars", "packaged", "validation", "version"],
+    ["progress"],
 ]
 
 

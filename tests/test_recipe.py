@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from recipes_for_tests import tiny_folder
 
 from compress import methods
+from compress.checkpoint.shards import Shards
 from compress.fitting import run
 from compress.fitting.job import prepare
 from compress.numerics.rank import rank_at
@@ -298,6 +299,6 @@ def test_keep_never_stores_more_than_it_says(keep, d_out, d_in, form):
 
 def test_checking_reads_no_weight(tmp_path, monkeypatch):
     folder = tiny_folder(tmp_path / "model", "llama")
-    monkeypatch.setattr(run.checkpoint.Shards, "tensor", lambda *_: pytest.fail("a weight was read"))
-    monkeypatch.setattr(run.checkpoint.Shards, "under", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(Shards, "tensor", lambda *_: pytest.fail("a weight was read"))
+    monkeypatch.setattr(Shards, "under", lambda *_: pytest.fail("weights were read"))
     assert len(prepare(parse_recipe(plain(model=str(folder)))).variants["compressed"]) == 14

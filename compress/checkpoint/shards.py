@@ -14,7 +14,19 @@ from torch import Tensor
 
 from compress.checkpoint.files import hash_json
 
-_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_BYTES = {name: dtype.itemsize for dtype, name in DTYPE_NAMES.items()}
 
 
 class Shards:
@@ -45,6 +57,10 @@ class Shards:
                     piece = handle.get_slice(name)
                     self.shapes[name], self.dtypes[name] = tuple(piece.get_shape()), piece.get_dtype()
 
+    @property
+    def name(self) -> str:
+        return str(self.folder)
+
     def __contains__(self, name: object) -> bool:
         return name in self._file
 
@@ -69,7 +85,7 @@ class Shards:
         return out
 
     def bytes(self, name: str) -> int:
-        return torch.Size(self.shapes[name]).numel() * _DTYPES[self.dtypes[name]]
+        return torch.Size(self.shapes[name]).numel() * _BYTES[self.dtypes[name]]
 
     def fingerprint(self) -> str:
         """Hash over names, shapes, sizes and times of the files: cheap, and changed by any rewriting of the model."""

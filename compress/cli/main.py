@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,18 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compress.cli import measure, surrogates
-from compress.cli.console import (
-    AsJson,
-    Overrides,
-    emit,
-    need_checkpoint,
-    packaged,
-    progress_bars,
-    quiet_transformers,
-    recipes_folder,
-    show,
-)
-from compress.fitting.job import expected_peak_bytes, prepare, previews
+from compress.cli.console import AsJson, Overrides, bar, emit, quiet_transformers, show
+from compress.packaged import packaged, recipes_folder
 
 if TYPE_CHECKING:
     from compress.recipe import Recipe
@@ -81,7 +70,7 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit a recipe and write a checkpoint that from_pretrained loads; a list in a rank rule writes one per value."""
-    from compress.recipe import load_recipe
+    from compress.api import fit as api
     from compress.searching import sweep as sweeps
 
     quiet_transformers()
@@ -90,25 +79,22 @@ def fit(
         _fit_points(points, fresh, as_json)
         return
     if dry_run:
-        _preview([point.recipe for point in points] or [load_recipe(packaged(recipe), overrides or [])], as_json)
+        _preview([point.recipe for point in points] or [api.load_recipe(recipe, overrides or [])], as_json)
         return
-    loaded = load_recipe(packaged(recipe), overrides or [])
     from compress.cli import tables
-    from compress.fitting import run
 
-    with progress_bars(as_json) as progress:
-        folder = run.fit(loaded, fresh=fresh, progress=progress)
-    report = json.loads((folder / "report.json").read_text())
+    checkpoint = api.fit(recipe, overrides=overrides or [], fresh=fresh, progress=bar(as_json))
     if as_json:
-        emit({"output": str(folder), **report})
+        emit({"output": str(checkpoint.path), **checkpoint.report})
     else:
-        show(tables.fit_table(report))
-        print(f"checkpoint: {folder}")
+        show(tables.fit_table(checkpoint.report))
+        print(f"checkpoint: {checkpoint.path}")
 
 
 def _preview(recipes: Sequence[Recipe], as_json: bool) -> None:
     """The plan of each recipe, from config.json and headers alone."""
     from compress.cli import tables
+    from compress.fitting.job import expected_peak_bytes, prepare, previews
 
     plans = []
     for recipe in recipes:
@@ -156,20 +142,25 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Choose each linear's rank by measuring, last layer first; writes ranks.json for `rank: {table: …}`."""
-    from compress.recipe import load_recipe
+    from compress.api import fit as api
+    from compress.api import search as searches
 
-    loaded = load_recipe(packaged(recipe), overrides or [])
+    loaded = api.load_recipe(recipe, overrides or [])
     quiet_transformers()
-    from compress import validation
     from compress.cli import tables
-    from compress.searching import ranks as searches
 
-    given = {"metric": metric, "tolerance": tolerance, "tasks": tasks, "compare_uniform": compare_uniform}
-    options = validation.checked(
-        searches.SearchOptions, {**given, "search_windows": search_windows, "test_windows": test_windows, "length": length}
+    found = searches.search(
+        loaded,
+        metric=metric,  # pyright: ignore[reportArgumentType] - checked there
+        tolerance=tolerance,
+        tasks=tasks,
+        search_windows=search_windows,
+        test_windows=test_windows,
+        length=length,
+        compare_uniform=compare_uniform,
+        fresh=fresh,
+        progress=bar(as_json),
     )
-    with progress_bars(as_json) as progress:
-        found = searches.search(loaded, options, fresh=fresh, progress=progress)
     if as_json:
         emit({"output": str(loaded.output), **found})
     else:
@@ -178,11 +169,12 @@ def search(
 
 
 def _fit_points(points: list[Any], fresh: bool, as_json: bool) -> None:
+    from compress.bars import shown
     from compress.cli import tables
     from compress.searching import sweep as sweeps
 
     output = points[0].recipe.output.parent
-    with progress_bars(as_json) as progress:
+    with shown(bar(as_json)) as progress:
         rows = sweeps.fit_points(points, progress, fresh=fresh)
     if as_json:
         emit({"output": str(output), "points": rows})
@@ -209,26 +201,11 @@ def export(
     if pt2 and not torch:
         raise ValueError("--pt2 is traced from the standalone torch code; give --torch too")
     quiet_transformers()
+    from compress.api import finished
     from compress.cli import tables
 
-    need_checkpoint(folder)
-    reports: dict[str, Any] = {}
-    with progress_bars(as_json) as progress:
-        if torch:
-            from exporters.torch.source import export_pt2, export_torch
-
-            tick = progress("export torch", 1)
-            reports["torch"] = export_torch(folder, (out or folder) / "torch", dtype=dtype)
-            if pt2:
-                reports["torch"]["pt2"] = str(export_pt2((out or folder) / "torch"))
-            tick()
-        if onnx:
-            from exporters.onnx.graph import export_onnx
-
-            tick = progress("export onnx", 1)
-            target = (out or folder) / "onnx"
-            reports["onnx"] = export_onnx(folder, target, dtype=dtype, opset=opset, quantize=quantize)  # pyright: ignore[reportArgumentType]
-            tick()
+    given: dict[str, Any] = {"dtype": dtype, "opset": opset, "quantize": quantize}  # checked there
+    reports = finished.export(folder, onnx=onnx, torch=torch, pt2=pt2, out=out, **given, progress=bar(as_json))
     emit(reports) if as_json else show(tables.export_table(reports))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compress.cli.console import AsJson, emit, need_checkpoint, progress_bars, quiet_transformers, show
+from compress.cli.console import AsJson, bar, emit, quiet_transformers, show
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,27 +35,27 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Benchmark checkpoints against the baseline and the skip-MLP controls: speed, size, memory, quality."""
-    from compress.measuring import run as benchmark
+    from compress.api import finished
 
     for folder in folders:
-        need_checkpoint(folder)
+        finished.checkpoint_folder(folder)
     quiet_transformers()
     target = out or folders[0] / "bench" / "results.json"
-    given: dict[str, Any] = {"variants": _split(variants), "runtimes": _split(runtimes), "devices": _split(devices)}
-    with progress_bars(as_json) as progress:
-        results = benchmark.bench(
-            folders,
-            **{key: value for key, value in given.items() if value},
-            batch_sizes=_numbers(batch_sizes, "batch-sizes"),
-            contexts=_numbers(contexts, "contexts"),
-            prefill_length=prefill,
-            repeats=repeats,
-            threads=threads,
-            dtype=dtype,
-            baseline=baseline,
-            out=target,
-            progress=progress,
-        )
+    results = finished.bench(
+        folders,
+        variants=_split(variants) or None,
+        runtimes=_split(runtimes) or None,
+        devices=_split(devices) or None,
+        batch_sizes=_numbers(batch_sizes, "batch-sizes"),
+        contexts=_numbers(contexts, "contexts"),
+        prefill=prefill,
+        repeats=repeats,
+        threads=threads,
+        dtype=dtype,
+        baseline=baseline,
+        out=target,
+        progress=bar(as_json),
+    )
     _present(results, target, as_report, as_json)
 
 
@@ -64,10 +64,9 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder for report.html, report.md and the plots.")] = None,
 ) -> None:
     """Draw a results.json: plots, Markdown, and one self-contained HTML page."""
-    from compress.reporting.write import report as write_report
+    from compress.api import finished
 
-    file = results / "results.json" if results.is_dir() else results
-    for path in write_report(file, out or file.parent).values():
+    for path in finished.report(results, out).values():
         print(path)
 
 
@@ -76,19 +75,18 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint's own report again on this machine; exit code 1 where something differs."""
-    from compress.measuring import verify as verification
+    from compress.api import finished
+    from compress.measuring.verify import differences
 
-    need_checkpoint(folder)
     quiet_transformers()
-    with progress_bars(as_json) as progress:
-        findings = verification.verify(folder, progress=progress)
+    findings = finished.verify(folder, progress=bar(as_json))
     if as_json:
         emit([vars(finding) for finding in findings])
     else:
         from compress.cli.tables import findings_table
 
         show(findings_table(findings))
-    if verification.differences(findings):
+    if differences(findings):
         raise typer.Exit(1)
 
 
@@ -105,23 +103,10 @@ def evaluate(
     if not text and not tasks:
         raise ValueError("nothing to evaluate; give --text, --tasks, or both")
     quiet_transformers()
-    import torch
+    from compress.api import finished
 
-    from compress import data
-    from compress.evaluating.clamping import measured
-    from compress.evaluating.tasks import evaluate_tasks
-    from compress.loading.quantizer import from_pretrained
-
-    name = data.resolve_model(folder)
-    tokenizer = data.load_tokenizer(name)
-    model = from_pretrained(name, dtype=torch.float32).eval()
-    out: dict[str, Any] = {}
-    with progress_bars(as_json) as progress:
-        for source in text or []:
-            tokens = data.evaluation_tokens(data.TextSource(text=source, length=length, sequences=sequences), tokenizer)
-            out[source] = measured(model, tokens, progress)
-        if tasks:
-            out["tasks"] = evaluate_tasks(name, _split(tasks), limit)
+    sizes = {"length": length, "sequences": sequences, "limit": limit}
+    out = finished.evaluate(folder, texts=text or [], tasks=_split(tasks), **sizes, progress=bar(as_json))
     if as_json:
         emit(out)
     else:

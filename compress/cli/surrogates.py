@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.console import AsJson, Overrides, emit, need_checkpoint, packaged, progress_bars, quiet_transformers, show
+from compress.cli.console import AsJson, Overrides, bar, emit, quiet_transformers, show
 
 Folder = Annotated[Path, typer.Argument(help="A checkpoint folder that `compress fit` wrote, with its work folder.")]
 
@@ -28,12 +28,11 @@ def show_expressions(
     as_json: AsJson = False,
 ) -> None:
     """Print the Pareto fronts of a checkpoint's expressions; the chosen ones are marked."""
+    from compress.api.checkpoint import Checkpoint
     from compress.cli import tables
-    from compress.explaining.fronts import expressions
 
-    need_checkpoint(folder)
     quiet_transformers()
-    found = expressions(folder, layer)
+    found = Checkpoint(folder).expressions(layer)
     if as_json:
         emit([item.to_json() for item in found])
     elif latex:
@@ -51,13 +50,10 @@ def pick(
     as_json: AsJson = False,
 ) -> None:
     """Choose one expression by hand and write the checkpoint again; nothing is fitted again."""
-    from compress.explaining import fronts
+    from compress.api.checkpoint import Checkpoint
 
-    need_checkpoint(folder)
     quiet_transformers()
-    with progress_bars(as_json) as progress:
-        fronts.pick(folder, layer, output, complexity, progress)
-    found = fronts.expressions(folder, layer)[0]
+    found = Checkpoint(folder).pick(layer, output, complexity, progress=bar(as_json))
     chosen = found.to_json()["outputs"][output]
     emit(chosen) if as_json else print(chosen["candidates"][chosen["chosen"]]["text"])
 
@@ -82,20 +78,26 @@ def layers(
     as_json: AsJson = False,
 ) -> None:
     """Choose which layers to replace by measuring, least nll for what is saved first; writes layers.json and a plot."""
-    from compress.recipe import load_recipe
+    from compress.api import fit as api
+    from compress.api import search as searches
 
-    loaded = load_recipe(packaged(recipe), overrides or [])
+    loaded = api.load_recipe(recipe, overrides or [])
     quiet_transformers()
-    from compress import validation
     from compress.cli import tables
-    from compress.searching import layers
     from compress.searching.sweep import parse_setting
 
-    measured = {"search_windows": search_windows, "test_windows": test_windows, "length": length}
     varied = dict([parse_setting(sizes)] if sizes else [])
-    options = validation.checked(layers.LayerOptions, {"budget": budget, "controls": controls, "sizes": varied, **measured})
-    with progress_bars(as_json) as progress:
-        found = layers.choose_layers(loaded, options, fresh=fresh, progress=progress)
+    found = searches.layers(
+        loaded,
+        budget=budget,
+        sizes=varied,
+        search_windows=search_windows,
+        test_windows=test_windows,
+        length=length,
+        controls=controls,
+        fresh=fresh,
+        progress=bar(as_json),
+    )
     if as_json:
         emit({"output": str(loaded.output), **found})
     else:
@@ -123,18 +125,20 @@ def explain(
 ) -> None:
     """Explain a module around one token by a small expression, with its local R² beside that of a linear one."""
     quiet_transformers()
-    import torch
+    from compress.api import fit as api
 
-    from compress import data, validation
-    from compress.explaining import explain
-    from compress.loading.quantizer import from_pretrained
-
-    sizes = {"inputs": inputs, "outputs": outputs, "neighbours": neighbours, "width": width, "seed": seed}
-    searched = {"name": engine, "terms": explain.TERMS, "evaluations": explain.EVALUATIONS}
-    options = validation.checked(explain.ExplainOptions, {**sizes, "engine": searched, "choose": complexity or "knee"})
-    name = data.resolve_model(model)
-    found = explain.explain_token(
-        from_pretrained(name, dtype=torch.float32).eval(), data.load_tokenizer(name), module, text, position, options
+    found = api.explain(
+        model,
+        module,
+        text,
+        position=position,
+        inputs=inputs,
+        outputs=outputs,
+        neighbours=neighbours,
+        width=width,
+        choose=complexity or "knee",
+        engine=engine,  # pyright: ignore[reportArgumentType] - checked there
+        seed=seed,
     )
     if as_json:
         emit(found.to_json())

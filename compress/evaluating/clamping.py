@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from compress.evaluating.perplexity import perplexity
-from compress.nn.symbolic import SymbolicMLP
 from compress.progress import Progress
+
+
+@runtime_checkable
+class Clamping(Protocol):
+    """A module that holds its latents within their calibrated ranges, and says how often."""
+
+    inputs: int
+    clamp: bool
+
+    def clamped_fraction(self, x: Tensor) -> Tensor:
+        """Share of each latent's values that are held, x (..., d_model) → (inputs,)"""
+        ...
 
 
 def measured(model: nn.Module, tokens: Tensor, progress: Progress | None = None) -> dict[str, Any]:
@@ -28,13 +39,14 @@ def counted(model: nn.Module) -> Iterator[Callable[[], float | None]]:
 
     def count(module: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal held, total
-        assert isinstance(module, SymbolicMLP)
+        assert isinstance(module, Clamping)
         x: Tensor = args[0]
+        # Weighted by how many latents there were: the last batch may be a smaller one.
         latents = x[..., 0].numel() * module.inputs
         held += float(module.clamped_fraction(x).mean()) * latents
         total += latents
 
-    clamping = [module for module in model.modules() if isinstance(module, SymbolicMLP) and module.clamp]
+    clamping = [module for module in model.modules() if isinstance(module, Clamping) and module.clamp]
     handles = [module.register_forward_pre_hook(count) for module in clamping]
     try:
         yield lambda: held / total if total else None

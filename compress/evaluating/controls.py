@@ -43,6 +43,7 @@ def mlp_means(model: Any, tokens: Tensor, layers: Sequence[int]) -> dict[int, Te
 
     def adder(layer: int) -> Callable[..., None]:
         def hook(_: nn.Module, __: object, output: Tensor) -> None:
+            # Summed in float64, whatever the model computes in, and kept on the CPU.
             total = output.reshape(-1, output.shape[-1]).sum(dim=0, dtype=torch.float64).cpu()
             sums[layer] = sums.get(layer, torch.zeros_like(total)) + total
 
@@ -51,6 +52,7 @@ def mlp_means(model: Any, tokens: Tensor, layers: Sequence[int]) -> dict[int, Te
     handles = [model.get_submodule(f"{row.layer(layer)}.{row.mlp[-1]}").register_forward_hook(adder(layer)) for layer in layers]
     try:
         for part in tokens.split(max(1, MEAN_BATCH_TOKENS // tokens.shape[1])):
+            # Without the head: no logits are needed.
             model.get_submodule(row.base_prefix)(input_ids=part.to(model.device), use_cache=False)
     finally:
         for handle in handles:

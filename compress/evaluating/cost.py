@@ -37,6 +37,7 @@ class MultiplyAdds:
 
     @property
     def total(self) -> int:
+        """Multiply-adds of all kinds together."""
         return self.linears + self.head + self.attention + self.programs
 
 
@@ -63,6 +64,7 @@ class Account:
         return (self.replaced_baseline - self.baseline_parameters + self.parameters) / self.replaced_baseline
 
     def to_json(self) -> dict[str, Any]:
+        """JSON values, the derived fractions included."""
         multiply_adds = {**asdict(self.multiply_adds), "total": self.multiply_adds.total}
         return {
             **asdict(self),
@@ -92,6 +94,7 @@ def skeleton(folder: Path, plan: Plan | None = None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config: Any = AutoConfig.from_pretrained(folder)
+    # The plan is applied below, the folder's own or the one given, whatever the config names.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
@@ -102,6 +105,7 @@ def skeleton(folder: Path, plan: Plan | None = None) -> Any:
 
 def count_parameters(module: nn.Module) -> int:
     """Numbers that the module stores: parameters, and buffers that files hold (orders, clamps); tied ones count once."""
+    # keep_vars gives the parameters themselves: tied ones are one object, where detached copies would be two.
     stored = module.state_dict(keep_vars=True).values()
     return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in stored}.values())
 
@@ -129,6 +133,7 @@ def count_multiply_adds(model: Any, plan: Plan, context: int) -> MultiplyAdds:
         elif isinstance(module, nn.Embedding):
             cost = 0
         else:
+            # Its own only: modules inside it come by themselves.
             cost = sum(p.numel() for p in module.parameters(recurse=False) if p.ndim == 2)
         if name.startswith(row.layers + "."):
             inside += cost
@@ -142,6 +147,7 @@ def count_multiply_adds(model: Any, plan: Plan, context: int) -> MultiplyAdds:
 def _uncounted(model: nn.Module, replaced: Container[str], prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """All modules by name, without those inside a replaced one, whose kind counts them; a shared one once for each place."""
     yield prefix, model
+    # Its kind has counted what is inside.
     if prefix in replaced:
         return
     for name, child in model.named_children():
@@ -160,6 +166,7 @@ def _attention(config: Any, layer: int, context: int) -> int:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     window = getattr(config, "sliding_window", None) or context
     kinds = getattr(config, "layer_types", None)
+    # A config without layer_types slides in every layer.
     slides = kinds is None or kinds[layer] == "sliding_attention"
     return 2 * heads * head_dim * (min(context, window) if slides else context)
 
@@ -181,5 +188,6 @@ def cache_bytes(cache: object) -> int:
 
 def cache_bytes_per_token(prefill: Callable[[Tensor], object], short: int = 4, long: int = 8) -> int:
     """Growth of the live cache per token: `prefill` takes ids (1, n) and returns the cache it filled."""
+    # The difference of two lengths, so that what a cache holds at any length does not count.
     sizes = [cache_bytes(prefill(torch.zeros(1, n, dtype=torch.long))) for n in (short, long)]
     return (sizes[1] - sizes[0]) // (long - short)

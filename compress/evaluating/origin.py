@@ -30,6 +30,7 @@ def record(checkpoint: Path) -> Record:
         raise FileNotFoundError(f"no {file.name} in {checkpoint}")
     recipe: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     model = ModelReference.model_validate(recipe["model"])
+    # What recipe.yaml does not spell out was the recipe's default.
     default = Recipe.model_fields["calibration"].get_default(call_default_factory=True)
     return Record(
         locate(data.resolve_model(model.name), model.revision),

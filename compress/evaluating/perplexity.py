@@ -34,6 +34,7 @@ def perplexity(model: Model, tokens: Tensor, batch: int | None = None, progress:
     total = 0.0
     for start, ids in _batches(model, tokens, batch, "perplexity", progress):
         logits = logits_of(model, ids)
+        # Piece by piece in float32: a whole batch would take its logits' memory several times over.
         pieces = zip(_rows(logits), _targets(logits, ids), strict=True)
         losses = [functional.cross_entropy(rows.float(), chosen, reduction="none") for rows, chosen in pieces]
         total += _sum_finite(losses, ids, start)
@@ -58,7 +59,9 @@ def compare(
             )
         targets, losses = _targets(logits, ids), []
         for rows, other, chosen in zip(_rows(logits), _rows(reference), targets, strict=True):
+            # KL(p‖q) = Σ p (log p − log q), p the baseline, from log-softmax: no logarithm of a probability that rounded to 0.
             log_q = functional.log_softmax(rows.float(), dim=-1)
+            # The two models may be on different devices.
             log_p = functional.log_softmax(other.to(rows.device).float(), dim=-1)
             losses.append(-log_q.gather(1, chosen[:, None])[:, 0])
             kl += float((log_p.exp() * (log_p - log_q)).sum(dim=-1).cpu().double().sum())
@@ -71,11 +74,13 @@ def compare(
 
 def logits_of(model: Model, ids: Tensor) -> Tensor:
     """Logits (batch, length, vocabulary) of token ids (batch, length), from a transformers model or any callable."""
+    # A cache would only take memory; other callables do not know the option.
     options = {"use_cache": False} if hasattr(model, "generation_config") else {}
     with torch.inference_mode():
         out = model(ids.to(_device(model)), **options)
     out = getattr(out, "logits", out)
     out = out[0] if isinstance(out, tuple) else out
+    # ONNX Runtime answers in numpy arrays.
     return out if isinstance(out, Tensor) else torch.from_numpy(out)
 
 
@@ -91,6 +96,7 @@ def _batches(
     if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
         raise ValueError(f"tokens of shape {tuple(tokens.shape)}; give at least one window of at least 2 tokens, (n, length)")
     if batch is None:
+        # A model that does not tell its vocabulary is taken to have 65,536 tokens.
         vocabulary = int(getattr(getattr(model, "config", None), "vocab_size", 2**16))
         batch = min(MOST_WINDOWS, max(1, LOGITS_ELEMENTS // (tokens.shape[1] * vocabulary)))
     tick = (progress or silent)(description, math.ceil(tokens.shape[0] / batch))

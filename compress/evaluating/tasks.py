@@ -90,11 +90,13 @@ def score_questions(
         if not all(map(math.isfinite, scores)):
             raise RuntimeError(f"question {number} has a score that is not finite; evaluate in float32")
         right += _best(scores) == question.answer
+        # In characters, as the harness has it; an empty choice must not divide by zero.
         lengths = [max(1, len(choice)) for choice in question.choices]
         right_norm += _best([s / n for s, n in zip(scores, lengths, strict=True)]) == question.answer
         tick()
     count = len(questions)
     accuracy = right / count
+    # The sample standard deviation of zeros and ones, with n − 1, over √n.
     stderr = math.sqrt(accuracy * (1 - accuracy) / max(1, count - 1))
     return {"accuracy": accuracy, "accuracy_norm": right_norm / count, "stderr": stderr, "questions": count}
 
@@ -105,6 +107,7 @@ def score_choice(model: Model, tokenizer: Any, context: str, choice: str) -> flo
     if start >= len(ids):
         raise ValueError(f"choice {choice!r} adds no token to its context")
     table = torch.tensor([ids])
+    # The logits at position t predict token t + 1.
     logits = logits_of(model, table)[0, start - 1 : -1].float().cpu()
     chosen = torch.tensor(ids[start:])
     return float(functional.log_softmax(logits, dim=-1).gather(1, chosen[:, None]).sum(dtype=torch.float64))
@@ -117,7 +120,9 @@ def _joint_tokens(tokenizer: Any, context: str, choice: str) -> tuple[list[int],
     """
     stripped = context.rstrip()
     choice, context = context[len(stripped) :] + choice, stripped
+    # Tokenised together, as the model reads it: tokens may reach over the border.
     whole = list(tokenizer(context + choice)["input_ids"])
+    # Nothing predicts the first token, so the context has at least one.
     return whole, max(1, len(tokenizer(context)["input_ids"]))
 
 

@@ -1,12 +1,4 @@
-"""Symbolic distillation of anything that maps rows to rows: a module, an attention head's output, a user's own callable.
-
->>> import torch
->>> from compress.regression.regress import EngineOptions
->>> x = torch.randn(400, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
->>> found = distill(lambda x: x[:, :2] * x[:, 1:], x, EngineOptions(name="sparse"))
->>> found.text()
-['1.0*x0*x1', '1.0*x1*x2']
-"""
+"""Symbolic distillation of anything that maps rows to rows: a module, an attention head's output, a user's own callable."""
 
 from __future__ import annotations
 
@@ -68,11 +60,25 @@ def distill(
     rule: Rule = "held_out",
     seed: int = 0,
 ) -> Distilled:
-    """Expressions for every output of `module` over `inputs` (..., d), which are flattened to rows; the last fifth is held out.
+    """Expressions for every output of a module, or of any function from rows to rows, over given inputs.
 
-    The module is called once, in eval mode and without gradients, on the inputs as they are given; a sequence of tensors is
-    concatenated along the rows after flattening. Raises ValueError where the output has not one row per input row, and as
-    `compress.regression.regress.regress` does.
+    Args:
+        module: called once, in eval mode and without gradients, on the inputs as they are given.
+        inputs: (..., d), flattened to rows, the last fifth of them held out; a sequence of tensors is concatenated after that.
+        engine: what searches, and how long.
+        rule: "held_out", "knee", or the most accurate expression of at most this complexity.
+        seed: of the search.
+
+    Returns a front per output and the expression chosen of each; `.text()`, `.latex()`, `.sympy()` and `.module()` show them.
+
+    Raises ValueError where the output has not one row per input row, and as `compress.regression.regress.regress` does.
+
+    >>> import compress, torch
+    >>> from compress.regression.options import EngineOptions
+    >>> x = torch.randn(400, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    >>> found = compress.distill(lambda x: x[:, :1] * x[:, 1:2], x, EngineOptions(name="sparse"))
+    >>> found.text()
+    ['1.0*x0*x1']
     """
     parts = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     training = isinstance(module, nn.Module) and module.training

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from compress.explaining.distillation import Distilled
 from compress.explaining.token_function import TokenFunction
+from compress.numerics.conventions import signed
+from compress.numerics.linalg import largest_first
 from compress.regression.front import Rule, choose
 from compress.regression.options import HELD_OUT, EngineOptions
 from compress.regression.regress import regress_each
@@ -186,14 +188,12 @@ def _principal(centred: Tensor, count: int) -> tuple[Tensor, list[float]]:
     if float(sizes[0]) == 0:
         raise ValueError("the module's output does not change around this token; there is nothing to explain")
     count = min(count, len(sizes))
-    signs = torch.sign(vectors[:count].gather(1, vectors[:count].abs().argmax(dim=1, keepdim=True)))
-    return vectors[:count] * signs, (sizes[:count].square() / sizes.square().sum()).tolist()
+    return signed(vectors[:count], dim=1), (sizes[:count].square() / sizes.square().sum()).tolist()
 
 
 def _leading(rows: Tensor, count: int) -> Tensor:
     """Orthonormal directions of the largest mean square of rows (n, m), (count, m)."""
-    found = torch.linalg.eigh(rows.T @ rows)[1].flip(1)[:, :count].T
-    return found * torch.sign(found.gather(1, found.abs().argmax(dim=1, keepdim=True)))
+    return signed(largest_first(rows.T @ rows)[0][:, :count].T, dim=1)
 
 
 def _linear_r2(z: np.ndarray, y: np.ndarray) -> list[float]:

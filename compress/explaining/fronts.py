@@ -14,6 +14,7 @@ from compress.fitting.job import prepare, source_hash_of
 from compress.progress import Progress, silent
 from compress.recipe import Recipe, Step, load_recipe
 from compress.regression.front import Candidate, Front, choose
+from compress.stream.original import Original
 from compress.symbolic.expression import to_latex, to_text
 
 
@@ -39,9 +40,12 @@ class LayerExpressions:
         return "\\begin{align}\n" + " \\\\\n".join(lines) + "\n\\end{align}"
 
 
-def expressions(folder: Path, layer: int | None = None) -> list[LayerExpressions]:
-    """The fronts of one layer or of all surrogates of a checkpoint. Raises ValueError where the layer has none."""
-    job = prepare(_recipe(folder))
+def expressions(folder: Path, layer: int | None = None, original: Original | None = None) -> list[LayerExpressions]:
+    """The fronts of one layer or of all surrogates of a checkpoint. Raises ValueError where the layer has none.
+
+    `original` is the compressed model where it is not the one that the recipe names.
+    """
+    job = prepare(_recipe(folder), original=original)
     source_hash = source_hash_of(job)
     units = job.variants["compressed"]
     found = []
@@ -57,23 +61,25 @@ def expressions(folder: Path, layer: int | None = None) -> list[LayerExpressions
     return [_of_layer(found, layer)]
 
 
-def pick(folder: Path, layer: int, output: int, complexity: int, progress: Progress = silent) -> Path:
+def pick(
+    folder: Path, layer: int, output: int, complexity: int, progress: Progress = silent, original: Original | None = None
+) -> Path:
     """Put the most accurate expression of at most `complexity` at one output, and write the checkpoint again.
 
     Nothing is fitted again: the choice goes into the folder's recipe, and its unit files are taken over. Raises ValueError
     where the layer, the output or the complexity is not there.
     """
-    found = _of_layer(expressions(folder), layer)
+    found = _of_layer(expressions(folder, original=original), layer)
     if not 0 <= output < len(found.fronts):
         raise ValueError(f"layer {layer} has outputs 0 to {len(found.fronts) - 1}; output {output} given")
     choose(found.fronts[output], complexity)
     recipe = _recipe(folder)
-    units = prepare(recipe).variants["compressed"]
+    units = prepare(recipe, original=original).variants["compressed"]
     target = next(unit.step for unit in units if unit.group.layer == layer and unit.method.has_expressions)
     # Through the YAML form, so that only what was set is written back.
     changed = Step.model_validate({**target.to_yaml(), **target.options.picked(layer, output, complexity)})
     steps = [changed if step is target else step for step in recipe.steps]
-    return run.fit(recipe.model_copy(update={"steps": steps}), progress=progress)
+    return run.fit(recipe.model_copy(update={"steps": steps}), progress=progress, original=original)
 
 
 def _recipe(folder: Path) -> Recipe:

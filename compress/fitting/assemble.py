@@ -16,6 +16,7 @@ _TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.floa
 
 
 def plan_of(replacements: Sequence[Replacement]) -> Plan:
+    """The Plan of all replacements, in their order."""
     return Plan(modules=tuple(spec for r in replacements for spec in r.specs))
 
 
@@ -23,6 +24,7 @@ def tensors_of(model: StreamedModel, replacements: Sequence[Replacement]) -> Ite
     """The checkpoint's tensors by stored name, sorted, one at a time: originals as they are, then ours."""
     ours = {model.stored_name(name): (r, name) for r in replacements for name in r.tensors}
     dtype = storage_dtype(model)
+    # Sorted, so that the shards are the same bytes on every run.
     for name in sorted({*kept_names(model, replacements), *ours}):
         if name in ours:
             replacement, full = ours[name]
@@ -38,11 +40,13 @@ def stored_tensors(model: StreamedModel, replacement: Replacement) -> dict[str, 
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # float64 is "as the model is stored"; any other dtype, float32 or an index's, was chosen and stays.
     return tensor.to(dtype) if tensor.dtype == torch.float64 else tensor
 
 
 def kept_names(model: StreamedModel, replacements: Sequence[Replacement]) -> list[str]:
     """Stored names of the original tensors that no replacement drops."""
+    # A module's tensors begin with its name and a dot: without the dot layers.1 would take layers.10 with it.
     removed = tuple(f"{module}." for r in replacements for module in r.removed)
     return [name for name in model.shards if not model.full_name(name).startswith(removed)]
 
@@ -62,6 +66,7 @@ def load_variant(model: StreamedModel, replacements: Sequence[Replacement], dtyp
 
     from compress.loading.modules import apply_plan
 
+    # Buffers are computed, not stored (rotary frequencies): these must be real.
     with init_empty_weights(include_buffers=False):
         whole = AutoModelForCausalLM.from_config(model.config, dtype=dtype).eval()
         apply_plan(whole, plan_of(replacements))
@@ -69,11 +74,13 @@ def load_variant(model: StreamedModel, replacements: Sequence[Replacement], dtyp
     wanted = whole.state_dict()
     for stored, tensor in tensors_of(model, replacements):
         name = model.full_name(stored)
+        # A tensor that is in its own dtype on purpose, float32 in a bfloat16 model, keeps it.
         keep = name in wanted and wanted[name].dtype == tensor.dtype
         state[name] = tensor if keep or not tensor.is_floating_point() else tensor.to(dtype)
+    # Not strict: tied weights are stored once. What is missing in earnest is found below, as still empty.
     whole.load_state_dict(state, strict=False, assign=True)
     whole.tie_weights()
     empty = [name for name, value in whole.state_dict().items() if value.is_meta]
     if empty:
-        raise ValueError(f"{model.shards.folder}: no tensor for {empty[0]}")
+        raise ValueError(f"{model.shards.name}: no tensor for {empty[0]}")
     return whole

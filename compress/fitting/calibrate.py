@@ -38,13 +38,16 @@ class Gradients:
     source_hash: str
 
     def write(self, name: str, moments: Moments) -> None:
+        """Keep the moments of `name`, atomically."""
         write_unit(self._file(name), Artefact(moments.tensors(), {}), self.source_hash)
 
     def read(self, name: str) -> Moments | None:
+        """The moments of `name`; None where there are none of this source."""
         saved = read_unit(self._file(name), self.source_hash)
         return None if saved is None else Moments.from_tensors(saved.tensors)
 
     def _file(self, name: str) -> Path:
+        # One file per source, so that the moments of another are never read.
         return self.folder / f"{name}.{self.source_hash[:12]}.safetensors"
 
 
@@ -57,15 +60,19 @@ class SearchLog(Log):
     tick: Tick
 
     def read(self, key: str) -> Any:
+        """What was kept under a key; None where nothing was."""
         return read_json(self.folder / f"{key}.json")
 
     def write(self, key: str, found: Any) -> None:
+        """Keep a finished search, atomically."""
         write_json(self.folder / f"{key}.json", found)
 
     def tell(self, text: str) -> None:
+        """Tell how far the search is, without moving the bar."""
         self.tick(f"{self.module}: {text}", 0)
 
     def clear(self) -> None:
+        """Forget all of it: the unit is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -84,6 +91,7 @@ class FirstPass:
 
     @property
     def gradients(self) -> Gradients:
+        """Where the gradient moments are kept for the second pass."""
         return Gradients(self.work / "gradient_moments", self.source_hash)
 
     def artefact(self, unit: Unit, only: Container[str] | None = None) -> Artefact | None:
@@ -92,6 +100,7 @@ class FirstPass:
 
     def run(self, units: Sequence[Unit], tokens: Tensor, progress: Progress) -> None:
         """Fit the units that have no valid file yet."""
+        # Files that are there and valid are an earlier run's, and are not made again.
         todo = [unit for unit in units if not self._finished(unit)]
         if not todo:
             return
@@ -107,6 +116,7 @@ class FirstPass:
 
     def _without_data(self, by_layer: Mapping[int, Sequence[Unit]], tick: Tick) -> None:
         for index, units in by_layer.items():
+            # Where nothing is measured, a unit over several layers is fitted at its last one.
             ready = [unit for unit in units if unit.group.layer == index]
             if ready:
                 with self.model.resident(index) as layer:
@@ -114,6 +124,7 @@ class FirstPass:
 
     def _forward(self, by_layer: Mapping[int, Sequence[Unit]], tokens: Tensor, units: int, progress: Progress) -> None:
         hidden = self._embed(tokens)
+        # No unit needs what comes after the last layer that has one.
         last = max(index for index, found in by_layer.items() if found)
         tick = progress("calibrate and fit", (last + 1) * len(hidden.states) + units)
         for index in range(last + 1):
@@ -125,6 +136,7 @@ class FirstPass:
     def _both_ways(self, by_layer: Mapping[int, Sequence[Unit]], tokens: Tensor, units: int, progress: Progress) -> None:
         hidden = self._embed(tokens)
         layers = range(self.model.n_layers)
+        # Gradients come from the top, so the forward always goes all the way; only the way back may stop early.
         first = min(index for index, found in by_layer.items() if found)
         tick = progress("calibrate and fit", (2 * len(layers) - first) * len(hidden.states) + units)
         boundaries = Boundaries(self.work / "boundaries", hidden)
@@ -134,6 +146,7 @@ class FirstPass:
                 hidden.advance(layer, index, self.model.architecture.layer(index), tick=tick)
         gradients = self.model.gradients_at_top(hidden, tokens)
         for index in reversed(layers[first:]):
+            # The states before this layer again, so that it can be run with gradients.
             boundaries.load(index)
             with self.model.resident(index) as layer:
                 if self.keep_gradients:
@@ -166,16 +179,19 @@ class FirstPass:
         release_freed()
         prefix = self.model.architecture.layer(index) + "."
         here = {id(u): [n for n in self._needs(u).values() if n.input_of.startswith(prefix)] for u in units}
+        # The widest input first: its statistics are the largest, and go before the others are fitted.
         waiting = sorted(units, key=lambda unit: -collector.size(here[id(unit)]))
         while waiting:
             unit = waiting.pop(0)
             needs = self._needs(unit)
             collected = self._collected.pop(id(unit), {})
             collected |= {key: collector[need] for key, need in needs.items() if need.input_of.startswith(prefix)}
+            # What no unit still waits for is let go now.
             collector.keep(need for other in waiting for need in here[id(other)])
             if len(collected) == len(needs):
                 self._fit([unit], collected, layer, tick)
             else:
+                # The unit reaches into layers that are still to come: what this one gave waits for them.
                 self._collected[id(unit)] = collected
             del collected
 
@@ -195,10 +211,13 @@ class FirstPass:
             artefact = unit.method.fit(material)
             seconds = time.perf_counter() - started
             file = unit.file(self.work, self.source_hash)
+            # The timing before the unit: whoever finds a unit file finds its timing beside it.
             write_json(file.with_suffix(".json"), {"seconds": round(seconds, 3)})
             write_unit(file, artefact, unit.fingerprint(self.source_hash))
+            # The unit file holds it all now.
             log.clear()
             del artefact
+            # glibc would keep the freed blocks in its heap (`stream.heap`).
             release_freed()
             tick()
 
@@ -210,6 +229,7 @@ class FirstPass:
 
     def _finished(self, unit: Unit) -> bool:
         """Whether the unit's file is there and valid, and with it what a second pass reads."""
+        # None of its tensors: this only asks whether the file is whole and of this unit.
         if self.artefact(unit, only=()) is None:
             return False
         read = [need.input_of for need in self._needs(unit).values() if need.statistic == "gradient"]

@@ -47,6 +47,7 @@ def with_free_orders(model: StreamedModel, replacements: Sequence[Replacement]) 
     for layer in range(model.n_layers):
         modules = {role: model.architecture.module(layer, role) for role in model.architecture.mlp_roles}
         found = {module: places[module][1] if module in places else None for module in modules.values()}
+        # One pivoted linear of each MLP may lead, gate before up; the others keep their order tensors, rearranged.
         leading = (
             modules[role] for role in ("gate", "up") if (kind := found.get(modules.get(role, ""))) and kind.as_they_come()
         )
@@ -56,10 +57,11 @@ def with_free_orders(model: StreamedModel, replacements: Sequence[Replacement]) 
         order, plain = _named(kind.as_they_come())
         channels = out[lead].tensors[f"{first}.{order}"].argsort()  # channel j is what was channel channels[j]
         moves = _moves(modules, found, channels, model.architecture.conv1d)
-        if moves is None:
+        if moves is None:  # one linear of this MLP cannot follow
             continue
         originals = [module for module, kind in found.items() if kind is None]
         out[lead] = _as_it_comes(out[lead], f"{first}.{order}", plain.spec(first), originals, model)
+        # Each replacement once, though it may hold several of the MLP's linears.
         for index in {places[module][0] for module in found if module in places}:
             out[index] = replace(out[index], tensors=_moved(out[index].tensors, moves))
     return out
@@ -88,6 +90,7 @@ def _of_kind(kind: Kind, channels: Tensor, inputs: bool) -> Moves | None:
 
 def _of_original(channels: Tensor, inputs: bool, conv1d: bool) -> Moves:
     """An original linear may be stored (d_in, d_out)."""
+    # (d_out, d_in) has outputs in dimension 0, Conv1D's (d_in, d_out) in dimension 1; a bias goes with the outputs.
     return {"weight": (int(inputs != conv1d), channels)} | ({} if inputs else {"bias": (0, channels)})
 
 
@@ -104,6 +107,7 @@ def _as_it_comes(
     }
     own = {name: partial(lead.tensors.__getitem__, name) for name in lead.tensors if name != order}
     specs = tuple(spec if other.module == spec.module else other for other in lead.specs)
+    # The originals are stored with the replacement from now on: as they are, they must not be.
     return replace(lead, specs=specs, tensors=_Lazy(own | followers), removed=(*lead.removed, *originals))
 
 

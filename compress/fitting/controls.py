@@ -15,7 +15,7 @@ def control_steps(steps: Sequence[Step], control: str) -> list[Step]:
 
     def swap(step: Step) -> Step:
         if step.options.replaces != "mlp":
-            return step
+            return step  # linears and attentions are not what a control stands for
         return Step.model_validate({"method": name, **method.as_control(control, step.options), "targets": step.targets})
 
     return [swap(step) for step in steps]

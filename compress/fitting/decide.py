@@ -18,11 +18,13 @@ from compress.methods.base import Method, Replacement
 
 
 def first_pass_of(job: Job, source_hash: str) -> FirstPass:
+    """The first pass of a job, for these inputs."""
     return FirstPass(job.model, job.work, source_hash, job.recipe.seed, job.second_pass)
 
 
 def decided(job: Job, units: Sequence[Unit], source_hash: str) -> list[Method]:
     """Each finished unit's method, with ranks that share a budget chosen together; reads spectra, not factors."""
+    # Factors of all units together would be as large as the model.
     return together(units, [artefact_of(job, unit, source_hash, only=("spectrum",)) for unit in units])
 
 
@@ -46,6 +48,7 @@ def _replacement(job: Job, unit: Unit, method: Method, source_hash: str) -> Repl
     made = method.replace(unit.group, artefact_of(job, unit, source_hash), job.model.architecture)
     if not job.recipe.keep_dense_if_slower:
         return made
+    # `true` means the CPU, in float32 as everything on it is computed; another device runs the stored dtype.
     device = "cpu" if job.recipe.keep_dense_if_slower is True else job.recipe.keep_dense_if_slower
     dtype = torch.float32 if device == "cpu" else storage_dtype(job.model)
     return judge([made], job.work / "speed.json", device, dtype)[0]
@@ -56,6 +59,7 @@ def replace_on_disk(job: Job, units: Sequence[Unit], source_hash: str) -> list[R
     out = []
     for unit, method in zip(units, decided(job, units, source_hash), strict=True):
         made = _replacement(job, unit, method, source_hash)
+        # By the decision, too: one unit file gives other tensors at another rank.
         decision = hash_json(method.model_dump(mode="json"))[:12]
         file = job.work / "replaced" / f"{unit.file(job.work, source_hash).stem}.{decision}.safetensors"
         out.append(dataclasses.replace(made, tensors=Spilled(file, stored_tensors(job.model, made))))

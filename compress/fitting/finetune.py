@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from compress.checkpoint.files import hash_json
 from compress.checkpoint.units import Artefact, read_unit, write_unit
 from compress.fitting.assemble import load_variant
+from compress.fitting.descent import copies, descend, held_out_split, put_back
 from compress.methods.base import Replacement
 from compress.recipe import Finetuning
 from compress.stream.model import StreamedModel
@@ -57,44 +58,44 @@ def finetune(
     same bytes.
     """
     teacher, student = load_variant(model, []), load_variant(model, replacements)
+    # Empty tensors hold a place; integers are indices.
     names = {name for r in replacements for name, value in r.tensors.items() if value.is_floating_point() and value.numel()}
     student.requires_grad_(False)
     trained = {name: parameter for name, parameter in student.named_parameters() if name in names}
     parameters = [parameter.requires_grad_(True) for parameter in trained.values()]
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
-    held = tokens[order[: max(1, int(len(tokens) * options.held_out))]]
-    train = tokens[order[len(held) :]] if len(tokens) > 1 else held
+    chosen, apart = held_out_split(len(tokens), options.held_out, torch.Generator().manual_seed(seed))
+    train, held = tokens[chosen], tokens[apart]
     optimiser = torch.optim.Adam(parameters, lr=options.lr)
     fingerprint = hash_json(
+        # The sums stand for the values that the run starts from.
         [FORMAT, options.model_dump(), seed, sorted(trained), [float(p.detach().sum()) for p in parameters]]
     )
     file = folder / f"{fingerprint[:12]}.safetensors"
     run = _resumed(file, fingerprint, parameters, optimiser)
     if run is None:
-        loss = _held_out(teacher, student, held, options.batch)
-        run = _Run(0, loss, loss, 1.0, 0, [p.detach().clone() for p in parameters])
+        loss = _held_out(teacher, student, held, options.batch)  # measured before a step is made: the start may be the best
+        run = _Run(0, loss, loss, 1.0, 0, copies(parameters))
+    # The bar counts the steps that an earlier run made.
     for _ in range(run.step):
         tick()
     every = max(1, options.steps // EVALUATIONS)
     while run.step < options.steps:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + run.step)  # each step's own: resuming needs no state
+        # With replacement: windows are drawn anew at every step.
         rows = train[torch.randint(len(train), (options.batch,), generator=generator)]
         optimiser.param_groups[0]["lr"] = options.lr * run.rate * _schedule((run.step + 1) / options.steps)
-        optimiser.zero_grad()
-        _divergence(teacher, student, rows).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        descend(optimiser, parameters, _divergence(teacher, student, rows))
         run.step += 1
         if run.step % every == 0 or run.step == options.steps:
             loss = _held_out(teacher, student, held, options.batch)
             if loss < run.best_loss:
-                run.best_loss, run.misses, run.best = loss, 0, [p.detach().clone() for p in parameters]
+                run.best_loss, run.misses, run.best = loss, 0, copies(parameters)
             else:
                 run.misses += 1
             if run.misses == PATIENCE:
                 run.rate, run.misses = run.rate / 2, 0
-                for parameter, best in zip(parameters, run.best, strict=True):
-                    parameter.data.copy_(best)
+                # Adam's own state stays as it is.
+                put_back(parameters, run.best)
             _save(file, fingerprint, run, parameters, optimiser)
         tick()
     note = {"finetune_kl_before": run.start_loss, "finetune_kl_after": run.best_loss}
@@ -111,6 +112,7 @@ def _divergence(teacher: Any, student: Any, rows: Tensor) -> Tensor:
     with torch.no_grad():
         wanted = teacher(input_ids=rows, use_cache=False).logits.log_softmax(-1)
     given = student(input_ids=rows, use_cache=False).logits.log_softmax(-1)
+    # KL(p‖q) = Σ p (log p − log q), p the teacher.
     divergence = (wanted.exp() * (wanted - given)).sum(-1).mean()
     if not bool(torch.isfinite(divergence)):
         raise RuntimeError("finetune: the loss is not finite; lower finetune.lr")
@@ -127,6 +129,7 @@ def _save(file: Path, fingerprint: str, run: _Run, parameters: list[nn.Parameter
     for i, (parameter, best) in enumerate(zip(parameters, run.best, strict=True)):
         state = optimiser.state[parameter]
         tensors |= {f"{i}.now": parameter.detach(), f"{i}.best": best}
+        # Adam's moments and step count: without them a resumed run would take other steps.
         tensors |= {f"{i}.{key}": state[key] for key in ("step", "exp_avg", "exp_avg_sq")}
     metadata = {field.name: getattr(run, field.name) for field in fields(run) if field.name != "best"}
     write_unit(file, Artefact(tensors, metadata), fingerprint)
@@ -145,6 +148,7 @@ def _resumed(file: Path, fingerprint: str, parameters: list[nn.Parameter], optim
 
 def _with(replacement: Replacement, best: dict[str, Tensor], note: dict[str, float]) -> Replacement:
     """The replacement with its trained tensors; those that were float64 are again, to be stored in the model's dtype."""
+    # Kept dense: nothing of it was trained.
     if not replacement.specs:
         return replacement
     tensors = {name: best[name].to(value.dtype) if name in best else value for name, value in replacement.tensors.items()}

@@ -18,19 +18,22 @@ from compress.fitting.units import Unit, layers_of, units_of
 from compress.methods.base import Preview
 from compress.recipe import Recipe
 from compress.stream.model import StreamedModel
+from compress.stream.original import OnDisk, Original
 
 
 @dataclass(frozen=True)
 class Job:
-    """A checked recipe, its model on disk, and its units, by variant ("compressed" and the controls)."""
+    """A checked recipe, its model, and its units, by variant ("compressed" and the controls)."""
 
     recipe: Recipe
     model: StreamedModel
     variants: Mapping[str, list[Unit]]
     work: Path  # unit files, gradients, refined layers: runs that differ in late decisions only may share it
+    original: Original
 
     @property
     def second_pass(self) -> bool:
+        """Whether layers are mended once the first pass is done."""
         return self.recipe.propagate_error or self.recipe.refine is not None
 
     @property
@@ -40,22 +43,27 @@ class Job:
         return sorted(seen.values(), key=lambda u: (u.group.layer, u.group.step, u.group.name))
 
 
-def prepare(recipe: Recipe, work: Path | None = None) -> Job:
+def prepare(recipe: Recipe, work: Path | None = None, original: Original | None = None) -> Job:
     """Check a recipe against config.json and the safetensors headers; reads no weight. Raises ValueError or FileNotFoundError.
 
-    `work` is where unit files go, by default `<output>/work`; several recipes may share one.
+    `work` is where unit files go, by default `<output>/work`; several recipes may share one. `original` is the model to
+    compress where it is not the folder that the recipe names.
     """
-    folder = locate(data.resolve_model(recipe.model.name), recipe.model.revision)
-    keep_apart(recipe.output, folder)
-    model = StreamedModel(folder)
+    if original is None:
+        folder = locate(data.resolve_model(recipe.model.name), recipe.model.revision)
+        keep_apart(recipe.output, folder)
+        original = OnDisk(folder)
+    model = StreamedModel(original.weights, original.config)
     architecture, layers = model.architecture, model.n_layers
     variants = {"compressed": units_of(recipe, architecture, layers)}
     for control in recipe.evaluation.controls:
         steps = control_steps(recipe.steps, control)
         variants[control] = units_of(recipe.model_copy(update={"steps": steps}), architecture, layers)
-    job = Job(recipe, model, variants, work or recipe.output / "work")
+    job = Job(recipe, model, variants, work or recipe.output / "work", original)
+    # A basis over several layers would need inputs of layers that the second pass has not reached.
     if job.second_pass and any(len(layers_of(unit.group.modules, architecture)) > 1 for unit in variants["compressed"]):
         raise ValueError("propagate_error and refine work layer by layer; set layers_together: 1, or leave them out")
+    # The previews compute shapes only, and refuse what is impossible before anything is calibrated.
     previews(job)
     return job
 
@@ -79,7 +87,9 @@ def expected_peak_bytes(job: Job) -> int:
     for name, shape in model.shards.shapes.items():
         rest = model.full_name(name).removeprefix(model.architecture.layers + ".")
         if rest.split(".")[0].isdigit():
+            # 4 bytes a number: a resident layer is float32.
             per_layer[int(rest.split(".")[0])] += torch.Size(shape).numel() * 4
+    # By layer 0, since layers have the same shapes: the widths of what its units read.
     widths = {
         need.input_of: shape[0 if model.architecture.conv1d else 1]
         for unit in job.units
@@ -87,8 +97,10 @@ def expected_peak_bytes(job: Job) -> int:
         if (shape := model.shards.shapes.get(model.stored_name(f"{need.input_of}.weight"))) is not None
         and unit.group.layer == 0
     }
+    # A scatter in float64.
     statistics = sum(8 * width * width for width in set(widths.values()))
     hidden = 4 * (source.sequences or 128) * source.length * int(model.config.hidden_size)
+    # 8 bytes: the largest matrix in float64.
     largest = max((8 * torch.Size(s).numel() for s in model.shards.shapes.values() if len(s) == 2), default=0)
     total = sum(model.shards.bytes(n) for n in model.shards)
     return 2 * max(per_layer) + statistics + hidden + 3 * largest // 2 + min(total, SHARD_BYTES)
@@ -96,7 +108,7 @@ def expected_peak_bytes(job: Job) -> int:
 
 def tokens_of(job: Job) -> Tensor:
     """The recipe's calibration tokens, (sequences, length)."""
-    return data.calibration_tokens(job.recipe.calibration, data.load_tokenizer(job.model.shards.folder))
+    return data.calibration_tokens(job.recipe.calibration, job.original.tokenizer())
 
 
 def source_hash_of(job: Job, tokens: Tensor | None = None) -> str:

@@ -34,6 +34,7 @@ class Verdicts:
 
         Only single linears are judged; groups that share a basis, MLPs and pruned channels pass as they are.
         """
+        # One spec: a single linear. None: a unit that is dense already.
         (spec, *others) = replacement.specs or (None,)
         if spec is None or others or kinds.of(spec).dense_twin() is None:
             return replacement
@@ -52,6 +53,7 @@ class Verdicts:
 
     def ratios(self, spec: ModuleSpec) -> dict[str, float]:
         """{"decode", "prefill"}: median time over the dense linear's, interleaved, one and 256 tokens."""
+        # By shape, not by name: equal linears of all layers are timed once.
         shape = f"{spec.options['out_features']}x{spec.options['in_features']}"
         key = f"{spec.kind} {shape} rank {spec.options['rank']} {self.device}"
         if key not in self.known:
@@ -67,18 +69,22 @@ class Verdicts:
         modules = [kind.build(), dense]
         for module in modules:
             for parameter in module.parameters():
+                # Uninitialised memory may hold NaN or denormals, which take other times.
                 parameter.normal_(std=0.02)
             module.to(self.device, self.dtype)
         x = torch.randn(1, tokens, dense.in_features, device=self.device, dtype=self.dtype)
         times: list[list[float]] = [[], []]
+        # In turns, so that a machine that slows down slows both.
         for _ in range(ROUNDS):
             for module, seen in zip(modules, times, strict=True):
                 seen.append(self._time(module, x))
+        # The first fifth warms up caches and clocks, and does not count.
         factored, plain = (statistics.median(seen[ROUNDS // 5 :]) for seen in times)
         return round(factored / plain, 3)
 
     def _time(self, module: nn.Module, x: torch.Tensor) -> float:
         repeats = 10
+        # Work on a device is queued: without waiting, the clock would measure the queueing.
         self._wait()
         start = time.perf_counter()
         for _ in range(repeats):

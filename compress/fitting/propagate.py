@@ -1,16 +1,123 @@
-"""Statistics of an original layer and its compressed twin, each on its own stream of hidden states."""
+"""Error propagation: each linear of a layer refitted on what the compressed layers before it really give.
+
+Moments of the original layer and its twin are read on their own streams of hidden states; the correction and its draw
+towards the weights are chosen on held-out windows, and a refit is kept only where its ROUNDED form misses less of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from compress.numerics.statistics import CrossMoments
+from compress.fitting.twin import Part, Twin
+from compress.methods.base import Material, Need
+from compress.numerics.correction import Target, best_correction
+from compress.numerics.statistics import CrossMoments, Statistic
 from compress.stream.hidden import Hidden
 
 HELD_OUT = 8  # every eighth window is held out
+
+
+def propagate(twin: Twin, parts: Sequence[Part], original: Hidden, compressed: Hidden) -> list[Part]:
+    """Refit the layer's linears in the order the layer runs them, each on the inputs that the ones before it now give."""
+    architecture = twin.model.architecture
+    out = {id(part): part for part in parts}
+    # In the order of `inputs`, the one the layer runs them in: each stage sees the student with the earlier ones refitted.
+    for roles in architecture.inputs:
+        names = {architecture.module(twin.index, role) for role in roles}
+        stage = [part for part in parts if _can_be_refitted(part, twin) and set(part.unit.group.modules) <= names]
+        if not stage:
+            continue
+        # Roles of one stage read the same input, so one tap serves them all.
+        tap = architecture.roles[roles[0]]
+        fitted_on, held_out = cross_moments(twin.layer, twin.student, tap, twin.index, original, compressed)
+        for part in stage:
+            out[id(part)] = _better(twin, part, fitted_on, held_out)
+    return list(out.values())
+
+
+def _can_be_refitted(part: Part, twin: Twin) -> bool:
+    """Dense ones stay the original; a method must ask for nothing that is not known of the changed inputs."""
+    needs = part.method.needs(part.unit.group, twin.model.architecture).values()
+    linear = part.unit.method.replaces == "linear" and bool(part.replacement.specs)
+    return linear and all(_known_again(need) for need in needs)
+
+
+def _better(twin: Twin, part: Part, fitted_on: CrossMoments, held_out: CrossMoments) -> Part:
+    """The refitted part where it misses less of the held-out windows, else the part as it is; installed in the student."""
+    targets = _targets(twin, part)
+    twin.install(part.replacement)
+    # Both errors on the rounded module, so that the comparison is of what will be stored.
+    before = _error(twin, targets, held_out)
+    refitted = _refit(twin, part, targets, fitted_on, held_out)
+    twin.install(refitted.replacement)
+    if _error(twin, targets, held_out) < before:  # NaN is no gain
+        return refitted
+    twin.install(part.replacement)
+    return part
+
+
+def _targets(twin: Twin, part: Part) -> dict[str, Target]:
+    """What each module of a part gave on the original's inputs, weighed by the loss gradient where the method does."""
+    group, architecture = part.unit.group, twin.model.architecture
+    material = Material(group, architecture, twin.model.layer_weights(twin.index), {}, twin.layer, twin.seed)
+    weighed = {n.input_of for n in part.method.needs(group, architecture).values() if n.statistic == "gradient"}
+    out = {}
+    for module in group.modules:
+        weight, bias = material.linear(module)
+        gradient = twin.gradients.read(module) if module in weighed else None
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        out[module] = Target(weight, bias, None if gradient is None else gradient.second_moment)
+    return out
+
+
+def _error(twin: Twin, targets: Mapping[str, Target], moments: CrossMoments) -> float:
+    """What the modules now in the student miss of their targets, as the checkpoint will hold them: rounded."""
+    total = 0.0
+    for module, target in targets.items():
+        weight, bias = affine(twin.student.get_submodule(twin.inside(module)), target.weight.shape[1])
+        total += target.error(weight, bias, moments)
+    return total
+
+
+def _refit(twin: Twin, part: Part, targets: Mapping[str, Target], fitted_on: CrossMoments, held_out: CrossMoments) -> Part:
+    """min E‖W x + b − (L R x' + b')‖²: the correction of each weight for x', decomposed under the metric of x'."""
+    architecture, group = twin.model.architecture, part.unit.group
+    weights = dict(twin.model.layer_weights(twin.index))
+    for module, target in targets.items():
+        # Only a bias that the replacement stores can take up an offset.
+        free_bias = f"{module}.bias" in part.replacement.tensors
+        _, weight, bias = best_correction(target, fitted_on, held_out, free_bias)
+        # Where the original is Conv1D, `Material` expects (d_in, d_out).
+        weights[f"{module}.weight"] = weight.T if architecture.conv1d else weight
+        if free_bias:
+            weights[f"{module}.bias"] = bias
+    statistics: dict[str, Statistic] = {}
+    for key, need in part.method.needs(group, architecture).items():
+        gradient = twin.gradients.read(need.input_of) if need.statistic == "gradient" else None
+        # The gradient is the first pass's: the loss felt the original layer. Moments are those of x'.
+        statistics[key] = fitted_on.input if gradient is None else gradient
+    artefact = part.method.fit(Material(group, architecture, weights, statistics, twin.layer, twin.seed))
+    return replace(part, replacement=part.method.replace(group, artefact, architecture))
+
+
+def _known_again(need: Need) -> bool:
+    """Whether a statistic can be had on the inputs that the compressed layers give: moments of what a linear reads, and the
+    gradient's, which are the first pass's.
+    """
+    return need.statistic == "gradient" or (need.statistic == "moments" and need.output_of is None)
+
+
+@torch.no_grad()
+def affine(module: nn.Module, d_in: int) -> tuple[Tensor, Tensor]:
+    """(weight (d_out, d_in), bias (d_out,)) of a module that computes an affine map, float64: seen, not read."""
+    dtype = next(module.parameters()).dtype
+    # f(0) = b, and f of the unit vectors less b are the columns of W: whatever kind computes it.
+    bias = module(torch.zeros(1, d_in, dtype=dtype))[0].double()
+    return (module(torch.eye(d_in, dtype=dtype)).double() - bias).T, bias
 
 
 def cross_moments(
@@ -40,6 +147,7 @@ def cross_moments(
     start = 0
     with torch.no_grad():
         for clean, shifted in zip(original.states, compressed.states, strict=True):
+            # Both layers with the original's arguments: masks and positions are the same.
             args, kwargs = original.calls[tuple(clean.shape[:2])][index]
             layer(clean, *args, **kwargs)
             student(shifted, *args, **kwargs)

@@ -21,24 +21,34 @@ from compress.fitting.channel_order import with_free_orders
 from compress.fitting.decide import decided, first_pass_of, replace_on_disk, replacements_of
 from compress.fitting.finetune import finetune
 from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
-from compress.fitting.second_pass import Part, SecondPass
+from compress.fitting.second_pass import SecondPass
+from compress.fitting.twin import Part
 from compress.fitting.write import assemble, finish
 from compress.methods.base import Replacement
 from compress.progress import Progress, silent
 from compress.recipe import Recipe
+from compress.stream.original import Original
 
 
-def fit(recipe: Recipe, *, fresh: bool = False, progress: Progress = silent, work: Path | None = None) -> Path:
+def fit(
+    recipe: Recipe,
+    *,
+    fresh: bool = False,
+    progress: Progress = silent,
+    work: Path | None = None,
+    original: Original | None = None,
+) -> Path:
     """Run a recipe and return the checkpoint folder. Finished units of an earlier, interrupted run are taken over unless
-    `fresh`.
+    `fresh`; `original` is the model to compress where it is not the folder that the recipe names.
     """
-    job = prepare(recipe, work)
+    job = prepare(recipe, work, original)
     if fresh:
         shutil.rmtree(job.work, ignore_errors=True)
     tokens = tokens_of(job)
     source_hash = source_hash_of(job, tokens)
     first_pass_of(job, source_hash).run(job.units, tokens, progress)
     replacements = {
+        # Only what will be written is mended; the controls stay as they were fitted.
         name: second_pass(job, tokens, source_hash, progress)
         if job.second_pass and name == "compressed"
         else replace_on_disk(job, units, source_hash)
@@ -87,7 +97,7 @@ def evaluate(job: Job, replacements: Mapping[str, Sequence[Replacement]], progre
     evaluation = job.recipe.evaluation
     if not evaluation.texts:
         return {}
-    tokenizer = data.load_tokenizer(job.model.shards.folder)
+    tokenizer = job.original.tokenizer()
     texts = {name: data.evaluation_tokens(evaluation.source(name), tokenizer) for name in evaluation.texts}
     tick = progress("evaluate", len(texts) * (1 + len(replacements)))
     out: dict[str, Any] = {}
@@ -96,6 +106,7 @@ def evaluate(job: Job, replacements: Mapping[str, Sequence[Replacement]], progre
     known = read_json(job.work / "baseline.json") or {}
     for variant, parts in {"baseline": [], **replacements}.items():
         measured = {n: known[key] for n, key in keys.items() if key in known} if variant == "baseline" else {}
+        # Where the whole baseline is known, the original is not even loaded.
         model = load_variant(job.model, parts) if len(measured) < len(texts) else None
         out[variant] = {}
         for name, tokens in texts.items():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress import methods
 from compress.architecture import Architecture
 from compress.checkpoint.files import hash_json
 from compress.checkpoint.units import Artefact
@@ -24,12 +25,17 @@ class Unit:
 
     @property
     def method(self) -> Method:
+        """The step's method with its options."""
         return self.step.options
 
     def fingerprint(self, source_hash: str) -> str:
         """Hash of everything the artefact depends on; `source_hash` stands for the model, the calibration tokens, the seed."""
+        # What is decided late (a rank) is not fitted, so one file serves every choice of it.
         options = self.method.model_dump(mode="json", exclude=set(self.method.decided_late))
-        return hash_json([UNIT_FORMAT, source_hash, self.step.method, options, self.group.layer, self.group.modules])
+        depends = [UNIT_FORMAT, source_hash, self.step.method, options, self.group.layer, self.group.modules]
+        # A method of another package may change at any time without UNIT_FORMAT being raised.
+        foreign = methods.registry.source_hash(self.step.method)
+        return hash_json([*depends, foreign] if foreign else depends)
 
     def file(self, work: Path, source_hash: str) -> Path:
         """The unit file; its name carries the fingerprint, so that other options never overwrite a finished fit."""
@@ -73,6 +79,7 @@ def _refuse_overlaps(units: Sequence[Unit], architecture: Architecture) -> None:
     owner: dict[str, int] = {}
     for unit in units:
         touched = list(unit.group.modules)
+        # An MLP or attention as a whole takes the linears inside it, which other steps could name.
         if unit.method.replaces == "mlp":
             touched += [architecture.module(unit.group.layer, role) for role in architecture.mlp_roles]
         elif unit.method.replaces == "attention":
@@ -91,6 +98,7 @@ def together(units: Sequence[Unit], artefacts: Sequence[Artefact]) -> list[Metho
     for step in {unit.group.step for unit in units}:
         members = [i for i, unit in enumerate(units) if unit.group.step == step]
         groups, found = [units[i].group for i in members], [artefacts[i] for i in members]
+        # Any member's method: the options of a step are the same for all its units.
         for i, method in zip(members, methods[members[0]].decide(groups, found), strict=True):
             methods[i] = method
     return methods

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from compress.checkpoint.files import read_json, write_json, write_text
-from compress.checkpoint.writer import copy_tokenizer, write_shards
+from compress.checkpoint.writer import write_shards
 from compress.fitting.assemble import kept_names, plan_of, storage_dtype, tensors_of
 from compress.fitting.job import Job
 from compress.methods.base import Replacement
@@ -22,6 +22,7 @@ def assemble(
     model, output = job.model, job.recipe.output
     tick = progress("write checkpoint", 1)
     element = torch.empty(0, dtype=storage_dtype(model)).element_size()
+    # Needed before the first tensor: it says whether there will be one file or several.
     ours = sum(
         t.numel() * (element if t.dtype == torch.float64 else t.element_size())
         for r in replacements
@@ -62,12 +63,13 @@ def finish(job: Job, replacements: Sequence[Replacement], report: Mapping[str, A
     from compress.fitting.model_card import model_card
     from compress.loading.remote_code import write_remote_code
 
-    output, source = job.recipe.output, job.model.shards.folder
-    copy_tokenizer(source, output)
+    output = job.recipe.output
+    output.mkdir(parents=True, exist_ok=True)
+    job.original.write_beside(output)
     write_text(output / "recipe.yaml", job.recipe.to_yaml())
     write_json(output / "report.json", report)
     write_text(output / "README.md", model_card(job.recipe, report))
-    config = read_json(source / "config.json") or {}
+    config = job.original.plain_config()
     config["quantization_config"] = {"quant_method": "compress", **plan_of(replacements).to_json()}
     write_json(output / "config.json", config)
     write_remote_code(output)

@@ -12,7 +12,10 @@ from compress.plan import ModuleSpec
 from compress.registry import Registry
 from compress.validation import explain
 
-registry: Registry[Kind] = Registry("compress.kinds", lambda: Kind, "compress.kinds", frozenset({"contract"}))
+# All files of this folder but the base class are kinds.
+registry: Registry[Kind] = Registry(
+    "compress.kinds", lambda: Kind, "compress.kinds", frozenset({"contract"}), lambda found: found.kind
+)
 
 
 def names() -> tuple[str, ...]:
@@ -40,4 +43,5 @@ def of(spec: ModuleSpec) -> Kind:
     try:
         return found.model_validate(spec.options)
     except ValidationError as error:
+        # Every line names its module, since a Plan has many.
         raise ValueError("\n".join(f"{spec.module}: {spec.kind}: {line}" for line in explain(error, found))) from None

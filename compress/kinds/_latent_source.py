@@ -10,10 +10,12 @@ from compress.source.text import in_place, text
 
 def latent_class(family: Family, biases: Mapping[str, bool], scale: float) -> str:
     """The class; `biases` of the q and o linears, `scale` multiplies cosine and sine."""
+    # As in `role_shape`: a constant of its own only where query heads share keys and values.
     heads = "KV_HEADS" if family.kv_heads != family.heads else "HEADS"
     g = "G" if heads == "KV_HEADS" else "H"
     (d_in, d_q), (d_o, d_out) = role_shape(family, "q"), role_shape(family, "o")
     windowed = any(family.windows)
+    # A list times a bool is the list or nothing: the file holds only what this model needs.
     body = [
         *["self.window = window"] * windowed,
         "self.key_rank, self.value_rank = key_rank, value_rank",
@@ -27,8 +29,10 @@ def latent_class(family: Family, biases: Mapping[str, bool], scale: float) -> st
         f"self.value_bias = nn.Parameter(torch.empty({heads}, HEAD_DIM))",
         'self.register_buffer("frequencies", torch.empty(HEAD_DIM // 2))',
     ]
+    # Where some layers slide and others do not, the window is the layer's own.
     visible = "visible(T, S, self.window, x.device)" if None in family.windows else "visible(T, S, WINDOW, x.device)"
     visible = visible if windowed else "visible(T, S, x.device)"
+    # yarn scales cosine and sine; a factor of 1 is not written.
     turned = f"{scale!r} * " if scale != 1.0 else ""
     forward = [
         "q = self.q(x).view(B, T, HEADS, HEAD_DIM)",

@@ -40,6 +40,7 @@ def base_class(affine: bool, clamped: set[bool]) -> str:
         *["y = torch.cat([y, h[..., self.inputs :]], dim=-1)  # (B, T, outputs + affine)"] * affine,
         "return self.outer(y)",
     ]
+    # `clamp`, the last, is an argument only where layers differ in it.
     if clamped != {True, False}:
         parameters.pop()
     return text(f'''
@@ -69,6 +70,7 @@ def _where(clamped: set[bool], condition: str, lines: list[str]) -> list[str]:
 
 def layer_class(layer: int, program: Program) -> str:
     """The subclass of one layer, with its expressions as straight-line code."""
+    # The last line makes the result, and becomes the return.
     *steps, last = torch_source(program, z="z", constants="c", result="y")
     lines = [part for left, _, right in (line.partition(" = ") for line in steps) for part in _statement(left, right, " = ")]
     lines += _statement("return", last.removeprefix("y = "), " ")
@@ -100,12 +102,14 @@ def _statement(left: str, right: str, between: str, spaces: int = 8) -> list[str
 def _operators(expression: str, spaces: int) -> list[str]:
     """An expression broken before its weakest operators, sums before products."""
     margin = " " * spaces
+    # Sums are weaker: only an expression without one at this depth is broken at its products.
     for operators in ((" + ", " - "), (" * ", " / ")):
         parts, depth, start = [], 0, 0
         for i, letter in enumerate(expression):
             depth += (letter in "([{") - (letter in ")]}")
             if depth == 0 and expression[i : i + 3] in operators:
                 parts.append(expression[start:i])
+                # The operator begins the next line; the space before it goes.
                 start = i + 1
         if parts:
             return [margin + part for part in [*parts, expression[start:]]]

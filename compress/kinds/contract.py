@@ -20,6 +20,7 @@ from compress.plan import ModuleSpec
 from compress.source.family import Family
 from compress.source.pieces import AttentionSource, LinearSource, MLPSource, Scalar, Switch
 
+# All that a checkpoint can say ends up in shapes and generated source: nothing but these types passes.
 Size = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -59,6 +60,7 @@ class Kind(BaseModel):
     traced as it is for ONNX, its matrices counted once per token.
     """
 
+    # Strict: options come from a file, and a size of "4" or 4.0 there is an error to be told, not a 4.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     kind: ClassVar[str]  # the name in a Plan; the file's own
@@ -102,6 +104,7 @@ class Kind(BaseModel):
 
     def work(self, module: nn.Module, place: Place) -> Work:
         """Multiply-adds per token of the module and everything inside it: by default each matrix once."""
+        # Biases, norms and other vectors do not count, as usual.
         return Work(sum(p.numel() for p in module.parameters() if p.ndim == 2))
 
     def cache_numbers(self) -> int | None:
@@ -169,6 +172,7 @@ class Kind(BaseModel):
 def defaults(runtime: type[nn.Module]) -> dict[str, tuple[str, Scalar]]:
     """{argument: (annotation, default)} of a constructor's arguments that have a default."""
     parameters = inspect.signature(runtime.__init__).parameters.values()
+    # Annotations are text, since the runtime modules postpone them.
     return {p.name: (str(p.annotation), p.default) for p in parameters if p.default is not inspect.Parameter.empty}
 
 
@@ -181,8 +185,10 @@ def asked(module: nn.Module, context: int) -> int:
 def state_dtypes(kind: Kind, original: nn.Module) -> dict[str, bool]:
     """Tensor names of a kind's runtime module; False where one stays float32 when the model is loaded in bfloat16."""
     before = torch.get_default_dtype()
+    # A tensor that is float32 under a bfloat16 default was made so on purpose.
     torch.set_default_dtype(torch.bfloat16)
     try:
+        # Names and dtypes, without memory.
         with torch.device("meta"):
             state = kind.build(original).state_dict()
     finally:

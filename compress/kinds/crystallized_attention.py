@@ -37,9 +37,11 @@ class Crystallized(Kind):
         return self
 
     def work(self, module: nn.Module, place: Place) -> Work:
+        """As its module counts, the attention's own products included."""
         return Work(asked(module, place.context), attends=True)
 
     def torch_attention(self, family: Family, layer: int) -> AttentionSource:
+        """The stock class with this layer's rank. Raises NotImplementedError for capped scores."""
         refuse(family.score_cap, "crystallized attention with capped scores", "it without a cap")
         return AttentionSource(argument=self.rank)
 

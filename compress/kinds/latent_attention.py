@@ -15,6 +15,7 @@ from compress.source.family import Family
 from compress.source.pieces import AttentionSource
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")  # whose attention the runtime computes
+# Name in the file → name in the checkpoint, where the rows stand in the places of the projections they come from.
 _TENSORS = {
     "basis": "basis",
     "key_rows": "k_proj.weight",
@@ -48,12 +49,15 @@ class Latent(Kind):
     scale: Finite
 
     def work(self, module: nn.Module, place: Place) -> Work:
+        """As its module counts, the attention's own products included."""
         return Work(asked(module, place.context), attends=True)
 
     def cache_numbers(self) -> int:
+        """One latent."""
         return self.rank
 
     def torch_attention(self, family: Family, layer: int) -> AttentionSource:
+        """A class of its own, in which keys and values have no linears."""
         sizes = [str(size) for size in (self.rank, self.key_rank, self.value_rank)]
         window = ["window=WINDOW"] * bool(family.windows[layer])
         return AttentionSource(
@@ -62,4 +66,6 @@ class Latent(Kind):
 
     @classmethod
     def torch_attention_class(cls, family: Family, placed: Mapping[int, Self], biases: Mapping[str, bool]) -> str:
+        """One class for all these layers."""
+        # The rotary table is the model's, so its scale is the same in every layer.
         return latent_class(family, biases, next(iter(placed.values())).scale)

@@ -33,8 +33,10 @@ class Mean(Kind):
     d_model: Positive
 
     def torch_mlp(self, layer: int) -> MLPSource:
+        """A parameter of its own, from the place of the output projection's bias."""
         return MLPSource("MeanMLP()", {"mean": f"{self.outer}.bias"}, told="MeanMLP")
 
     @classmethod
     def torch_classes(cls, placed: Mapping[int, Self]) -> Sequence[str]:
+        """One class for all these layers."""
         return (_CLASS,)

@@ -40,6 +40,7 @@ class Symbolic(Kind):
     def _compiles(self) -> Self:
         if len(self.expressions) != self.outputs:
             raise ValueError(f"{len(self.expressions)} expressions for {self.outputs} outputs; there must be one each")
+        # Compiled now, so that an expression that cannot run is refused with the other options, before anything is built.
         _ = self.program
         return self
 
@@ -50,14 +51,19 @@ class Symbolic(Kind):
         return compile_program(trees, self.inputs, self.constants)
 
     def arguments(self) -> dict[str, Any]:
+        """With the compiled program in the place of the expressions."""
         given = super().arguments()
+        # The runtime knows torch only: it is handed the program, not the trees.
         del given["expressions"]
         return given | {"program": program_to_json(self.program)}
 
     def work(self, module: Any, place: Place) -> Work:
+        """The matrices, and one for every operation."""
         return Work(super().work(module, place).matrices, programs=len(self.program.instructions))
 
     def torch_mlp(self, layer: int) -> MLPSource:
+        """A subclass of its own, since each layer has other expressions."""
+        # The generated class has ranges only where it clamps.
         kept = ["basis", "offset", *(["low", "high"] if self.clamp else [])]
         tensors = {name: name for name in kept} | {
             "constants": "program.constants",
@@ -65,10 +71,12 @@ class Symbolic(Kind):
             "outer.bias": f"{self.outer}.bias",
         }
         sizes = {"inputs": self.inputs, "outputs": self.outputs, "affine": self.affine, "constants": self.constants}
+        # Sizes of 0 are the generated class's defaults.
         given = [f"{name}={size}" for name, size in sizes.items() if size] + ["clamp=False"] * (not self.clamp)
         return MLPSource(f"SymbolicMLP{layer}({', '.join(given)})", tensors, told="SymbolicMLP")
 
     @classmethod
     def torch_classes(cls, placed: Mapping[int, Self]) -> Sequence[str]:
+        """The class that all share, then one for each layer."""
         shared = base_class(any(kind.affine for kind in placed.values()), {kind.clamp for kind in placed.values()})
         return (shared, *(layer_class(layer, kind.program) for layer, kind in placed.items()))

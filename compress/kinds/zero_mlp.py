@@ -28,8 +28,10 @@ class Zero(Kind):
     outer: Name
 
     def torch_mlp(self, layer: int) -> MLPSource:
-        return MLPSource("ZeroMLP()", {}, told="ZeroMLP")
+        """One module without tensors."""
+        return MLPSource("ZeroMLP()", {}, told="ZeroMLP")  # {}: no tensors; None would be all
 
     @classmethod
     def torch_classes(cls, placed: Mapping[int, Self]) -> Sequence[str]:
+        """One class for all these layers."""
         return (_CLASS,)

@@ -30,6 +30,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
 
     for spec in plan.modules:
         parent, _, child = spec.module.rpartition(".")
+        # A module is born in training mode; this model may have left it.
         find(parent).register_module(child, build(spec, find(spec.module)).train(model.training))
     link(plan.modules, find)
 
@@ -52,7 +53,9 @@ def install(
         module = build(spec, find(spec.module))
         prefix = f"{spec.module}."
         own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        # Rounded as the file will hold it, so that what is measured is what loads. Indices and float32 tensors stay.
         rounded = {n: v.to(stored_in).to(computed_in) if v.dtype == torch.float64 else v for n, v in own.items()}
+        # assign: the tensors themselves become the parameters, each in its own dtype.
         module.load_state_dict(rounded, strict=True, assign=True)
         put(spec.module, module.eval())
     link(specs, find)

@@ -34,6 +34,7 @@ class CompressConfig(QuantizationConfigMixin):
 class CompressQuantizer(HfQuantizer):
     """Builds the replaced modules on the meta device; the loader then fills them like any others."""
 
+    # With this, transformers refuses to compress a plain model while loading it: that takes `compress fit`.
     requires_calibration = True
     is_qat_trainable: Any = True
     is_compileable: Any = True
@@ -41,16 +42,21 @@ class CompressQuantizer(HfQuantizer):
     renames: Sequence[Any] = ()
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
+        """A loaded checkpoint can be saved again."""
         return True
 
     @property
     def is_trainable(self) -> bool:
+        """Its parameters are ordinary ones."""
         return True
 
     def validate_environment(self, *_: Any, **__: Any) -> None:
+        """Raises ValueError for a plan that is none."""
+        # A plan that is none is told before a model is built around it.
         self.quantization_config.plan()
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
+        # Imported when needed: every program that uses transformers imports this file.
         from compress.loading.modules import apply_plan
 
         apply_plan(model, self.quantization_config.plan())
@@ -87,7 +93,20 @@ def attach_plan(model: Any, plan: Plan) -> None:
 
 
 def from_pretrained(path: str | Path, **kwargs: Any) -> Any:
-    """`AutoModelForCausalLM.from_pretrained` for a compressed or a plain checkpoint; "novella" is the packaged model."""
+    """`AutoModelForCausalLM.from_pretrained` for a compressed or a plain checkpoint.
+
+    Args:
+        path: a folder, a hub id, or "novella", the packaged model.
+        kwargs: transformers' own: dtype, device_map, attn_implementation, …
+
+    Returns the model, in eval mode.
+
+    Raises ValueError for a plan that this version does not read, and what transformers raises.
+
+    >>> import compress
+    >>> compress.from_pretrained("novella").config.num_hidden_layers
+    6
+    """
     from transformers import AutoModelForCausalLM
 
     from compress.data import resolve_model
@@ -96,4 +115,5 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(resolve_model(str(path)), **kwargs)
 
 
+# Whoever imports this file, the hook first of all, wants the quantizer known.
 register()

@@ -15,7 +15,7 @@ from typing import Any
 from compress import kinds
 from compress.checkpoint.files import write_json, write_text
 from compress.plan import Plan
-from compress.source.inline import import_block, inline
+from compress.source.inline import import_block, inline, refuse_twice
 from compress.version import __version__
 
 FILE = "modeling_compress.py"
@@ -159,6 +159,7 @@ def write_remote_code(folder: Path) -> None:
     # The code goes first: a config that names a missing file would stop every load.
     write_text(folder / FILE, remote_code(plan, str(config["model_type"])))
     ours = {"AutoModelForCausalLM": f"{Path(FILE).stem}.{CLASS}", "AutoModel": f"{Path(FILE).stem}.{BASE_CLASS}"}
+    # Entries of other files, a tokenizer's say, stay.
     config["auto_map"] = dict(config.get("auto_map") or {}) | ours
     write_json(path, config)
 
@@ -166,19 +167,22 @@ def write_remote_code(folder: Path) -> None:
 def remote_code(plan: Plan, model_type: str) -> str:
     """Text of `modeling_compress.py` for a plan on a stock model.
 
-    Raises ValueError for an unknown kind, and where transformers has no causal language model of this type.
+    Raises ValueError for an unknown kind, for one that takes a name of the file's own, and where transformers has no causal
+    language model of this type.
     """
     stock, stock_base = _stock_classes(model_type)
     by_module = {spec.module: kinds.of(spec) for spec in plan.modules}
+    # Sorted, so that the file does not depend on the order of the modules.
     classes = {kind.kind: type(kind) for kind in sorted(by_module.values(), key=lambda kind: kind.kind)}
     inlined = inline(cls.runtime for cls in classes.values())
     wrappers = [name for name, cls in classes.items() if cls.wraps]
+    # What only compress can compute goes into the file as a table: of each (option, argument), the value by module.
     computed = {
         pair: {m: k.arguments()[pair[1]] for m, k in by_module.items() if k.computed == pair}
         for pair in dict.fromkeys(cls.computed for cls in classes.values())
         if pair is not None
     }
-    return _TEMPLATE.format(
+    text = _TEMPLATE.format(
         version=__version__,
         imports=import_block([*inlined.imports, *(line.format(stock=stock, stock_base=stock_base) for line in _IMPORTS)]),
         classes=inlined.text,
@@ -193,6 +197,8 @@ def remote_code(plan: Plan, model_type: str) -> str:
         + _ORIGINAL * bool(wrappers),
         link=_LINK * any(kind.reads is not None for kind in by_module.values()),
     )
+    # A kind of another package might bring a name that the file has already.
+    return refuse_twice(text)
 
 
 def _stock_classes(model_type: str) -> tuple[str, str]:
@@ -200,6 +206,7 @@ def _stock_classes(model_type: str) -> tuple[str, str]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
     names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type), MODEL_MAPPING_NAMES.get(model_type)
+    # Some types map to a tuple of classes, or to none.
     if not isinstance(names[0], str) or not isinstance(names[1], str):
         raise ValueError(f"transformers has no causal language model of model_type {model_type!r}; compress targets those only")
     return names[0], names[1]

@@ -23,7 +23,7 @@ STEPS = 4  # tokens after the first: enough for every buffer of a generation to 
 
 
 @dataclass(frozen=True)
-class Job:
+class ColdStart:
     """What the child does: read a prompt of `length` tokens and generate."""
 
     folder: str
@@ -34,7 +34,7 @@ class Job:
     length: int
 
 
-def cold(job: Job, starts: int = 1) -> dict[str, Any]:
+def cold(job: ColdStart, starts: int = 1) -> dict[str, Any]:
     """Memory in MiB and cold start in seconds, the median of `starts` processes, the files being in the page cache.
 
     "cold_start_s" runs from the start of the process to the first token, "load_s" is the loading in it. "imports_mib" is the
@@ -47,7 +47,7 @@ def cold(job: Job, starts: int = 1) -> dict[str, Any]:
     return {**runs[len(runs) // 2], "starts": len(runs)}
 
 
-def _spawn(job: Job) -> dict[str, Any]:
+def _spawn(job: ColdStart) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads)}
     command = [sys.executable, "-m", "compress.measuring.cold_start", json.dumps(asdict(job)), repr(time.time())]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -57,7 +57,7 @@ def _spawn(job: Job) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def child(job: Job, started: float) -> dict[str, Any]:
+def child(job: ColdStart, started: float) -> dict[str, Any]:
     """Import, load, generate; what the parent gets back."""
     import numpy as np
 
@@ -86,7 +86,7 @@ def child(job: Job, started: float) -> dict[str, Any]:
     return out
 
 
-def _import_libraries(job: Job) -> None:
+def _import_libraries(job: ColdStart) -> None:
     """Everything whose memory is not the model's: the runtime, and in torch the code of the architecture."""
     if job.runtime in ("onnx", "ort-int8"):
         import onnxruntime  # noqa: F401
@@ -100,4 +100,4 @@ def _import_libraries(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(child(Job(**json.loads(sys.argv[1])), float(sys.argv[2]))))
+    print(json.dumps(child(ColdStart(**json.loads(sys.argv[1])), float(sys.argv[2]))))

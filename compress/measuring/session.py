@@ -15,7 +15,7 @@ from compress.checkpoint.files import hash_json, read_json
 from compress.checkpoint.shards import Shards
 from compress.evaluating.cost import cache_bytes_per_token, weight_bytes
 from compress.measuring import outputs
-from compress.measuring.cold_start import Job, cold
+from compress.measuring.cold_start import ColdStart, cold
 from compress.measuring.latency import Workload, time_side_by_side
 from compress.measuring.outputs import Remembered, Text
 from compress.measuring.runtimes import (
@@ -54,7 +54,7 @@ class Blocks:
     _prompts: dict[str, list[int]] = field(default_factory=dict)
     _references: dict[str, Remembered] = field(default_factory=dict)
     _judged: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)  # by label and kind of runtime
-    _jobs: list[Job] = field(default_factory=list)  # one per row
+    _jobs: list[ColdStart] = field(default_factory=list)  # one per row
 
     @property
     def baselines(self) -> dict[str, str]:
@@ -144,7 +144,7 @@ class Blocks:
         if device == "cuda":
             torch.cuda.empty_cache()
 
-    def _open(self, runtime: Runtime, device: str) -> tuple[dict[str, Job], dict[str, Runner]]:
+    def _open(self, runtime: Runtime, device: str) -> tuple[dict[str, ColdStart], dict[str, Runner]]:
         onnx = _family(runtime) != "torch"
         tick = self.progress("export onnx" if onnx else f"load {runtime}", len(self.competitors))
         jobs, runners = {}, {}
@@ -153,12 +153,12 @@ class Blocks:
             if onnx:
                 fingerprint = hash_json([Shards(folder).fingerprint(), read_plan(folder).to_json()])
                 folder = exported(folder, fingerprint, self.work, dtype, int8="ort-int8" in self.runtimes)  # noqa: PLW2901
-            jobs[label] = Job(str(folder), runtime, device, dtype, self.threads, self.load.prefill_length)
+            jobs[label] = ColdStart(str(folder), runtime, device, dtype, self.threads, self.load.prefill_length)
             runners[label] = open_runner(folder, runtime, device, dtype, self.threads)
             tick()
         return jobs, runners
 
-    def _judge(self, runtime: Runtime, device: str, runners: Mapping[str, Runner], jobs: Mapping[str, Job]) -> None:
+    def _judge(self, runtime: Runtime, device: str, runners: Mapping[str, Runner], jobs: Mapping[str, ColdStart]) -> None:
         """Perplexity, distance from the baseline and generated text, once per kind of runtime."""
         if device != self._judging_device(runtime) or any(family == _family(runtime) for _, family in self._judged):
             return
@@ -204,7 +204,7 @@ def _family(runtime: str) -> str:
     return "torch" if runtime in ("eager", "compile") else runtime
 
 
-def _bytes_on_disk(job: Job) -> int:
+def _bytes_on_disk(job: ColdStart) -> int:
     torch_model = _family(job.runtime) == "torch"
     return weight_bytes(Path(job.folder)) if torch_model else exported_bytes(Path(job.folder), job.runtime)
 

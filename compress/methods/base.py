@@ -136,6 +136,7 @@ class Method(BaseModel):
     What is not declared is not offered: a method without `saves` has no choice of layers, one without ranks no search for them.
     """
 
+    # Frozen, since options are part of a unit's fingerprint; an option that does not exist is an error.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     reference: ClassVar[str]  # paper, section or equation

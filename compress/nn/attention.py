@@ -4,6 +4,8 @@ Crystallized attention splits a head's output exactly: o = V_top + ε, top = arg
 only part of ε. In a basis in which the kept part is the first `rank` dimensions of the values (folded into the value and
 output projections) this is: the first dimensions are averaged as ever, the others are read from the top position alone.
 """
+# Tensor.unflatten and transformers' table of attention functions have no types; the classes are copied, so the note is here.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 

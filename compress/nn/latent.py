@@ -1,4 +1,6 @@
 """Attention whose cache holds one latent per token. Torch only, but for transformers' table of attention functions."""
+# Tensor.unflatten and transformers' table of attention functions have no types; the classes are copied, so the note is here.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
 """Linear replacements. Torch only: the standalone exporter inlines these classes' source."""
+# nn.Linear.__init__ has no types, and its forward calls x `input`; the classes are copied, so the note is here.
+# pyright: reportUnknownMemberType=false, reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
 

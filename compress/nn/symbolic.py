@@ -1,4 +1,6 @@
 """MLP replacement by closed-form expressions. Torch only: the standalone exporter inlines these classes' source."""
+# Tensor.split and what follows it have no types in torch; the classes are copied, so the note is here.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compress.numerics.lapack import eigh
 from compress.numerics.statistics import CrossMoments
 
 SHRINKAGES = tuple(10.0 ** (k / 2) for k in range(-8, 3))  # λ from 1e-4 to 10
@@ -30,7 +31,9 @@ class Target:
 
     def error(self, weight: Tensor, bias: Tensor, moments: CrossMoments) -> float:
         """E‖metric^½ (W x + b − weight x' − bias)‖² over the rows of `moments`, less a part that no weight changes."""
+        # Centred, E‖W x − W' x'‖² = tr(W' C' W'ᵀ) − 2 tr(W K W'ᵀ) + tr(W C Wᵀ); the last term is the same for every W'.
         fitted = weight @ moments.input.covariance - 2 * self.weight @ moments.cross_covariance
+        # What the means alone are off by.
         rest = self.weight @ moments.target_mean + self.bias - weight @ moments.input.mean - bias
         if self.metric is None:
             return float((fitted * weight).sum() + rest @ rest)
@@ -44,9 +47,12 @@ def corrected(target: Target, moments: CrossMoments, free_bias: bool) -> Iterato
     """
     read, crossed = moments.input.covariance, moments.cross_covariance
     if not free_bias:
+        # About zero instead of the means: E[x x'ᵀ] = cov(x, x') + E[x] E[x']ᵀ.
         read = moments.input.second_moment
         crossed = crossed + torch.outer(moments.target_mean, moments.input.mean)
-    values, vectors = torch.linalg.eigh(read)
+    # One eigendecomposition for every λ: (C' + λ m I)⁻¹ = V (Λ + λ m I)⁻¹ Vᵀ, with V in `drift` and in the last factor.
+    values, vectors = eigh(read)
+    # Rounding leaves a singular C' with eigenvalues just below 0; with a small λ they could make a divisor 0.
     values = values.clamp_min(0)
     mean = float(values.mean())
     if not mean > 0:  # nothing was read: nothing to regress on
@@ -54,6 +60,7 @@ def corrected(target: Target, moments: CrossMoments, free_bias: bool) -> Iterato
     drift = target.weight @ (crossed - read) @ vectors
     for shrinkage in SHRINKAGES:
         weight = target.weight + (drift / (values + shrinkage * mean)) @ vectors.T
+        # The bias that makes the means agree: E[W x + b] = E[W' x' + b'].
         moved = target.weight @ moments.target_mean - weight @ moments.input.mean
         yield shrinkage, weight, target.bias + moved if free_bias else target.bias
 
@@ -61,7 +68,11 @@ def corrected(target: Target, moments: CrossMoments, free_bias: bool) -> Iterato
 def best_correction(
     target: Target, fitted_on: CrossMoments, held_out: CrossMoments, free_bias: bool
 ) -> tuple[float, Tensor, Tensor]:
-    """The (λ, weight, bias) of least error on rows that were held out; λ = inf is the target itself."""
+    """The (λ, weight, bias) of least error on rows that were held out; λ = inf is the target itself.
+
+    Never worse there than the target, and where nothing was read it is the target.
+    """
+    # The target comes first: a correction must beat it on rows it has not seen to be taken at all.
     best = (math.inf, target.weight, target.bias)
     least = target.error(target.weight, target.bias, held_out)
     for candidate in corrected(target, fitted_on, free_bias):

@@ -9,11 +9,12 @@ loss-weighted forms add the output-gradient moment G. All are the eigenproblem o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import scipy.linalg
 import torch
 from torch import Tensor
+
+from compress.numerics.conventions import damping, signed
+from compress.numerics.lapack import eigh, pivoted_triangle, solve_upper
 
 DAMPING = 1e-8  # of the mean eigenvalue; only where a metric must be inverted
 MAX_GROWTH = 1e3  # largest pivoted coefficient that is still trusted in a 16-bit format
@@ -32,6 +33,7 @@ class Decomposition:
 
     @property
     def max_rank(self) -> int:
+        """How many components there are: min(d_out, d_in)."""
         return self.spectrum.shape[0]
 
     def truncate(self, rank: int) -> tuple[Tensor, Tensor]:
@@ -44,15 +46,22 @@ class Decomposition:
         return (float(self.spectrum[rank:].sum()) / total) ** 0.5 if total > 0 else 0.0
 
 
-def symmetric_sqrt(metric: Tensor, damping: float = DAMPING) -> tuple[Tensor, Tensor]:
+def symmetric_sqrt(metric: Tensor, share: float = DAMPING) -> tuple[Tensor, Tensor]:
     """(metric^½, metric^−½) of a positive semidefinite matrix (d, d), float64.
 
-    Eigenvalues are raised by `damping` times their mean, so that directions never seen in calibration stay finite.
-    Equivalent to `scipy.linalg.sqrtm(metric + damping·tr/d·I)` and its inverse.
+    Eigenvalues are raised by `share` of their mean, so that directions never seen in calibration stay finite; eigenvalues
+    that rounding made negative count as 0. Equivalent to `scipy.linalg.sqrtm(metric + share·tr/d·I)` and its inverse. A
+    Cholesky root would be cheaper, but fails on the singular metrics that few tokens leave.
+
+    >>> root, inverse = symmetric_sqrt(torch.diag(torch.tensor([4.0, 9.0], dtype=torch.float64)), 0.0)
+    >>> root.diagonal().tolist(), (1 / inverse.diagonal()).tolist()
+    ([2.0, 3.0], [2.0, 3.0])
     """
-    values, vectors = torch.linalg.eigh(metric)
-    floor = damping * float(values.clamp_min(0).mean()) or torch.finfo(torch.float64).tiny
+    values, vectors = eigh(metric)
+    # A metric of zeros gets the smallest normal number: its root is 1.5e-154 and its inverse root 7e153, both finite.
+    floor = share * float(values.clamp_min(0).mean()) or torch.finfo(torch.float64).tiny
     roots = (values.clamp_min(0) + floor).sqrt()
+    # Scaling the columns of V is V diag(·), without the diagonal matrix.
     return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 
 
@@ -71,34 +80,38 @@ def factorize(
             raise ValueError(f"{name} has NaN or Inf entries; a decomposition of it would be meaningless")
     weight = weight.to(torch.float64)
     d_out, d_in = weight.shape
+    # M = G^½ W C^½. Of its two Gram matrices the smaller one is decomposed: M Mᵀ (d_out, d_out) or Mᵀ M (d_in, d_in).
     g_root, g_inverse = symmetric_sqrt(output_metric) if output_metric is not None else (None, None)
     weighted = weight if g_root is None else g_root @ weight
     if d_out <= d_in:
         product = weighted
         if input_metric is not None:
             product = weighted @ input_metric
-            product.add_(weighted, alpha=input_damping * float(input_metric.diagonal().mean()))
+            product.add_(weighted, alpha=damping(input_metric, input_damping))  # W (C + damping·I), without copying C
         gram = product @ weighted.T
         del product  # as large as the weight
         vectors, spectrum = _leading(gram)
+        # L R = G^−½ U_r U_rᵀ G^½ W: the projection of M on its leading left vectors, both roots undone. C^½ cancels.
         left = vectors if g_inverse is None else g_inverse @ vectors
         return Decomposition(left, vectors.T @ weighted, spectrum)
+    # More outputs than inputs: the same problem for Mᵀ M, of the smaller side, which needs the root of C.
     c_root, c_inverse = None, None
     if input_metric is not None:
+        # DAMPING besides the caller's: here C^−½ is needed, and few tokens leave C singular.
         c_root, c_inverse = symmetric_sqrt(input_metric, DAMPING + input_damping)
     gram = weighted.T @ weighted
     vectors, spectrum = _leading(gram if c_root is None else c_root @ gram @ c_root)
+    # L R = W C^½ V_r V_rᵀ C^−½: on this side G^½ cancels, and its inverse is not needed.
     left = weight @ (vectors if c_root is None else c_root @ vectors)
     return Decomposition(left, vectors.T if c_inverse is None else vectors.T @ c_inverse, spectrum)
 
 
 def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvectors (columns) and eigenvalues of a symmetric matrix, largest first, with a fixed sign."""
-    values, vectors = torch.linalg.eigh((gram + gram.T).mul_(0.5))
-    vectors = vectors.flip(1)
-    # eigh leaves the sign open; fixing it makes files reproducible across LAPACK builds.
-    signs = torch.sign(vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)))
-    return vectors * signs, values.flip(0).clamp_min(0)
+    # eigh reads one triangle only, and rounding in the products makes the two differ: their mean is symmetric to the last bit.
+    vectors, values = largest_first((gram + gram.T).mul_(0.5))
+    # A Gram matrix has no negative eigenvalue: what is below 0 is rounding.
+    return signed(vectors), values.clamp_min(0)
 
 
 @dataclass(frozen=True)
@@ -121,20 +134,41 @@ def pivoted(left: Tensor, right: Tensor) -> PivotedForm | None:
     keeps the coefficients small; past `MAX_GROWTH` the plain form is safer.
     """
     rank = left.shape[1]
-    factors: Any = scipy.linalg.qr(left.T.numpy(), mode="economic", pivoting=True)
-    _, triangle, order = factors
+    # leftᵀ[:, order] = Q [R₁ R₂]: in the basis of the first r rows the others are (R₁⁻¹ R₂)ᵀ, whatever Q is.
+    triangle, order = pivoted_triangle(left.T)
     diagonal = abs(triangle.diagonal())
     if diagonal[-1] <= diagonal[0] * 1e-12:  # rank-deficient: the pivots cannot carry the other rows
         return None
-    coefficients = torch.from_numpy(scipy.linalg.solve_triangular(triangle[:, :rank], triangle[:, rank:])).T
+    coefficients = torch.as_tensor(solve_upper(triangle[:, :rank], triangle[:, rank:])).T  # (d_out − r, r)
     growth = float(coefficients.abs().max()) if coefficients.numel() else 0.0
     if growth > MAX_GROWTH:
         return None
-    permutation = torch.from_numpy(order.astype("int64"))
+    permutation = torch.as_tensor(order.astype("int64"))
+    # The argsort of a permutation is its inverse: where in [basis; weight @ basis] each row of the product is found.
     return PivotedForm(coefficients.contiguous(), left[permutation[:rank]] @ right, torch.argsort(permutation).int(), growth)
 
 
+def largest_first(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """(eigenvectors as columns (d, d), eigenvalues (d,)) of a symmetric matrix (d, d), the largest eigenvalue first.
+
+    Signs are LAPACK's (`conventions.signed` fixes them), and an eigenvalue of 0 may come out as a tiny negative one.
+
+    >>> vectors, values = largest_first(torch.diag(torch.tensor([1.0, 5.0])))
+    >>> values.tolist(), vectors[:, 0].abs().tolist()
+    ([5.0, 1.0], [0.0, 1.0])
+    """
+    values, vectors = eigh(matrix)
+    return vectors.flip(1), values.flip(0)
+
+
 def principal_components(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """(components as columns (d, d), variances (d,)), largest first."""
-    values, vectors = torch.linalg.eigh(covariance)
-    return vectors.flip(1).contiguous(), values.flip(0).clamp_min(0)
+    """(components as columns (d, d), variances (d,), none negative) of a covariance (d, d), the largest variance first.
+
+    Signs are LAPACK's; `conventions.signed(components)` fixes them where components are stored.
+
+    >>> components, variances = principal_components(torch.tensor([[2.0, 2.0], [2.0, 2.0]]))
+    >>> [round(float(v), 6) for v in (*variances, (components[:, 0] ** 2)[0])]
+    [4.0, 0.0, 0.5]
+    """
+    components, variances = largest_first(covariance)
+    return components.contiguous(), variances.clamp_min(0)

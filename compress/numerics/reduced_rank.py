@@ -36,6 +36,7 @@ class Joint:
     def error(self, fit: Fit, metric: Tensor) -> float:
         """E‖metric^½ (y − prediction)‖²; the bias counts where the means are not those of the fit."""
         outputs = len(self.mean) - self.inputs - self.features
+        # y − prediction = rows [x; f; y] − b: its mean is `shift`, its covariance rows C rowsᵀ.
         rows = torch.cat([-fit.left @ fit.right, -fit.direct, torch.eye(outputs, dtype=torch.float64)], dim=1)
         shift = rows @ self.mean - fit.bias
         return float(torch.trace(metric @ (rows @ self.covariance @ rows.T))) + float(shift @ metric @ shift)
@@ -52,17 +53,29 @@ class Fit:
 
 
 def solve(joint: Joint, metric: Tensor, rank: int) -> Fit:
-    """The minimiser of E‖metric^½ (y − L R x − D f − b)‖² over products L R of `rank`, D and b; float64."""
+    """The minimiser of E‖metric^½ (y − L R x − D f − b)‖² over products L R of `rank`, D and b; float64.
+
+    metric (e, e); `rank` from 0, where only f and the bias are left, to min(d, e).
+
+    >>> x = torch.arange(6.0, dtype=torch.float64)[:, None]
+    >>> fit = solve(measured(x, 2 * x + x**2 + 1, x**2), torch.eye(1, dtype=torch.float64), rank=1)
+    >>> [round(float(part), 3) for part in (fit.left @ fit.right, fit.direct, fit.bias)]
+    [2.0, 1.0, 1.0]
+    """
     d, k = joint.inputs, joint.features
     c = joint.covariance
+    # Blocks (d, d), (d, k), (k, k), (e, d), (e, k).
     xx, xf, ff, yx, yf = c[:d, :d], c[:d, d : d + k], c[d : d + k, d : d + k], c[d + k :, :d], c[d + k :, d : d + k]
     inverse = _inverse(ff)
+    # Velu and Reinsel: what f cannot explain of x and of y, the partial covariances (Schur complements of ff).
     rest_xx, rest_yx = xx - xf @ inverse @ xf.T, yx - yf @ inverse @ xf.T
     if rank:
+        # The full-rank regression of one rest on the other, and of that the best approximation of this rank.
         found = factorize(rest_yx @ _inverse(rest_xx), rest_xx, metric)
         left, right = found.truncate(rank)
     else:
         left, right = xx.new_zeros(len(yx), 0), xx.new_zeros(0, d)
+    # D for these L R: least squares on f of what L R leaves of y.
     direct = (yf - left @ (right @ xf)) @ inverse
     mean_x, mean_f, mean_y = joint.mean[:d], joint.mean[d : d + k], joint.mean[d + k :]
     return Fit(left, right, direct, mean_y - left @ (right @ mean_x) - direct @ mean_f)
@@ -75,7 +88,7 @@ def extend(moments: Moments, x: Tensor, y: Tensor, features: Tensor) -> Joint:
     all rows. So it stays positive semidefinite, is exact in x and y, and exact altogether where the sample is all rows.
     """
     d = x.shape[1]
-    full = moments.covariance
+    full = moments.covariance  # of x and y over all rows, (d + e, d + e)
     inverse = _inverse(full[:d, :d])
     weight = full[d:, :d] @ inverse  # y on x
     mean_x, mean_f, mean_y = x.mean(dim=0), features.mean(dim=0), y.mean(dim=0)
@@ -83,7 +96,9 @@ def extend(moments: Moments, x: Tensor, y: Tensor, features: Tensor) -> Joint:
     slope = ((features - mean_f).T @ centred / len(x)) @ _inverse(centred.T @ centred / len(x))  # f on x
     rest_f = features - mean_f - centred @ slope.T
     rest_y = y - mean_y - centred @ weight.T
+    # cov(f, x) = slope · cov(x, x): the remainder of f is uncorrelated with x on the sample. So all rows count here.
     fx = slope @ full[:d, :d]
+    # Of the remainders only the sample knows the covariances, (k, k) and (k, e).
     ff = fx @ slope.T + rest_f.T @ rest_f / len(x)
     fy = slope @ full[:d, d:] + rest_f.T @ rest_y / len(x)
     rows = [
@@ -96,12 +111,13 @@ def extend(moments: Moments, x: Tensor, y: Tensor, features: Tensor) -> Joint:
 
 
 def measured(x: Tensor, y: Tensor, features: Tensor) -> Joint:
-    """The joint moments of rows that are all there."""
+    """The joint moments of rows x (n, d), features (n, k) and y (n, e) that are all there; float64."""
     moments = Moments(x.shape[1] + features.shape[1] + y.shape[1])
     moments.update(torch.cat([x, features, y], dim=1))
     return Joint(moments.mean, moments.covariance, x.shape[1], features.shape[1])
 
 
 def _inverse(covariance: Tensor) -> Tensor:
+    """(C + ridge)⁻¹ by its eigenvalues: regressors that repeat each other, and none at all (0, 0), are no obstacle."""
     _, inverse_root = symmetric_sqrt(covariance, _RIDGE)
     return inverse_root @ inverse_root

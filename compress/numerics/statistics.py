@@ -35,7 +35,7 @@ class Moments:
 
     def update(self, rows: Tensor, start: int = 0) -> None:
         """Fold in rows (n, d) of any float dtype."""
-        rows = rows.to(torch.float64)
+        rows = rows.to(torch.float64)  # before anything is summed: bfloat16 has 8 significant bits
         mean = rows.mean(dim=0)
         centred = rows - mean
         self._combine(rows.shape[0], mean, centred, None)
@@ -46,12 +46,14 @@ class Moments:
             self._combine(other.count, other.mean, None, other.covariance)
 
     def _combine(self, count: int, mean: Tensor, centred: Tensor | None, covariance: Tensor | None) -> None:
-        total = self.count + count
+        total = self.count + count  # ≥ 1: an empty accumulator is never combined
+        # Chan, Golub and LeVeque: the scatter of two parts is S₁ + S₂ + δ δᵀ n₁ n₂ / n, δ the difference of their means.
         delta = mean - self.mean
         scatter = self._divided_by(1)
         if centred is not None:
             scatter.addmm_(centred.T, centred)
         elif covariance is not None:
+            # A merged part brings its scatter divided by its count.
             scatter.add_(covariance, alpha=count)
         scatter.addr_(delta, delta, alpha=self.count * count / total)
         self.mean += delta * (count / total)
@@ -72,15 +74,19 @@ class Moments:
     @property
     def second_moment(self) -> Tensor:
         """Uncentred, (d, d): XᵀX / n."""
+        # E[x xᵀ] = cov + E[x] E[x]ᵀ, in memory of its own, unlike `covariance`.
         return torch.addr(self.covariance, self.mean, self.mean)
 
     def tensors(self) -> dict[str, Tensor]:
+        """What a file keeps: count (1,), mean (d,), covariance (d, d)."""
         return {"count": torch.tensor([self.count]), "mean": self.mean, "covariance": self.covariance}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        """The accumulator that `tensors` came from; it goes on in the memory of these."""
         out = cls(tensors["mean"].shape[0])
         out.count, out.mean, out._moment = int(tensors["count"]), tensors["mean"], tensors["covariance"]
+        # Stored is the scatter already divided by the count.
         out._divisor = max(out.count, 1)
         return out
 
@@ -101,9 +107,11 @@ class CrossMoments:
         count, before = rows.shape[0], self.input.count
         mean_x, mean_y = rows.mean(dim=0), targets.mean(dim=0)
         delta_x, delta_y = mean_x - self.input.mean, mean_y - self.target_mean
+        # Both centred on this part's means; what the means of the parts differ by is the rank-one term.
         self._cross.addmm_((targets - mean_y).T, rows - mean_x)
         self._cross.addr_(delta_y, delta_x, alpha=before * count / (before + count))
         self.target_mean += delta_y * (count / (before + count))
+        # Last: the deltas above are against the mean before this part.
         self.input.update(rows)
 
     @property
@@ -117,10 +125,16 @@ class Sample:
     agrees.
 
     Rows keep their own float dtype; `rows` is capped at `total`.
+
+    >>> whole, parts, rows = Sample(2, 9, seed=0), Sample(2, 9, seed=0), torch.arange(9.0)[:, None]
+    >>> whole.update(rows, 0); parts.update(rows[5:], 5); parts.update(rows[:5], 0)
+    >>> torch.equal(whole.values, parts.values), whole.values.flatten().tolist() == whole.index.tolist()
+    (True, True)
     """
 
     def __init__(self, rows: int, total: int, seed: int) -> None:
         rows = min(rows, total)
+        # Sorted, so that a part finds its rows by bisection.
         self.index = np.sort(np.random.default_rng(seed).choice(total, size=rows, replace=False))
         self._kept: dict[int, Tensor] = {}  # global row index of a part's first kept row → kept rows
 
@@ -128,19 +142,21 @@ class Sample:
         """rows (n, d), of which the first is row `start` of the whole stream."""
         low, high = np.searchsorted(self.index, [start, start + rows.shape[0]])
         if high > low:
-            wanted = torch.from_numpy(self.index[low:high] - start)
+            # By position in the stream, not by arrival: parts may come in any order.
+            wanted = torch.as_tensor(self.index[low:high] - start)
             self._kept[int(self.index[low])] = rows[wanted].clone()
 
     def merge(self, other: Self) -> None:
-        """Fold in the rows another accumulator of the same sample has seen."""
+        """Fold in the rows another accumulator of the same rows, total and seed has seen: parts of the stream, each once."""
         self._kept.update(other._kept)
 
     @property
     def values(self) -> Tensor:
-        """Kept rows (≤ rows, d) in stream order, float64."""
+        """Kept rows (≤ rows, d) in stream order, float64. Raises ValueError where no row has passed yet."""
         return torch.cat([self._kept[k] for k in sorted(self._kept)]).to(torch.float64)
 
     def tensors(self) -> dict[str, Tensor]:
+        """What a file keeps: values (≤ rows, d)."""
         return {"values": self.values}
 
 
@@ -161,7 +177,7 @@ class HeadMoments:
     def update(self, rows: Tensor, start: int = 0) -> None:
         """Fold in rows (n, heads, size) of any float dtype."""
         by_head = rows.to(torch.float64).transpose(0, 1)  # (heads, n, size)
-        self._sum.baddbmm_(by_head.transpose(1, 2), by_head)
+        self._sum.baddbmm_(by_head.transpose(1, 2), by_head)  # (heads, size, n) @ (heads, n, size)
         self.count += rows.shape[0]
 
     def merge(self, other: Self) -> None:
@@ -171,8 +187,9 @@ class HeadMoments:
 
     @property
     def second_moment(self) -> Tensor:
-        """(heads, size, size)"""
+        """Uncentred, (heads, size, size): XᵀX / n of every head."""
         return self._sum / max(self.count, 1)
 
     def tensors(self) -> dict[str, Tensor]:
+        """What a file keeps: count (1,), second_moment (heads, size, size)."""
         return {"count": torch.tensor([self.count]), "second_moment": self.second_moment}

@@ -22,6 +22,7 @@ def varying(fronts: Sequence[Front]) -> list[tuple[int, int]]:
 
 def evaluate(candidates: Sequence[Candidate], z: Tensor) -> Tensor:
     """Values of the candidates at z (n, inputs) → (n, len(candidates)), float64; one at a time, registers are whole columns."""
+    # A part without columns: no candidates at all give (n, 0).
     columns = [z.new_zeros(len(z), 0)]
     for candidate in candidates:
         program = compile_program([candidate.tree], z.shape[1], len(candidate.constants))
@@ -30,7 +31,11 @@ def evaluate(candidates: Sequence[Candidate], z: Tensor) -> Tensor:
 
 
 def variables(tree: Tree) -> frozenset[int]:
-    """The inputs a tree reads."""
+    """The inputs a tree reads.
+
+    >>> sorted(variables(["add", ["var", 3], ["sin", ["var", 1]], ["param", 0]]))
+    [1, 3]
+    """
 
     def visit(node: Tree, args: list[frozenset[int]]) -> frozenset[int]:
         return frozenset([node[1]]) if node[0] == "var" else frozenset().union(*args)
@@ -39,7 +44,11 @@ def variables(tree: Tree) -> frozenset[int]:
 
 
 def renumbered(trees: Sequence[Tree]) -> tuple[list[Tree], list[int]]:
-    """(the trees over the inputs that at least one of them reads, those inputs' old indices)."""
+    """(the trees over the inputs that at least one of them reads, those inputs' old indices).
+
+    >>> renumbered([["var", 4], ["sin", ["var", 2]]])
+    ([['var', 1], ['sin', ['var', 0]]], [2, 4])
+    """
     read = sorted({i for tree in trees for i in variables(tree)})
     place: Mapping[int, int] = {old: new for new, old in enumerate(read)}
 

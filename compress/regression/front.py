@@ -32,10 +32,11 @@ class Candidate:
     source: str
 
     def expression(self, symbols: Sequence[sympy.Symbol]) -> sympy.Expr:
-        """As sympy, unevaluated."""
+        """As sympy, unevaluated, over one symbol per input. Raises ValueError where there are fewer."""
         return from_tree(self.tree, symbols, self.constants)
 
     def to_json(self) -> dict[str, Any]:
+        """JSON values; floats survive exactly."""
         return {
             "tree": self.tree,
             "constants": list(self.constants),
@@ -59,14 +60,16 @@ class Front:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The front of `to_json`. Raises KeyError or TypeError for anything else."""
         return cls(
             tuple(Candidate(**{**c, "constants": tuple(c["constants"])}) for c in data["candidates"]), tuple(data["notes"])
         )
 
 
 def pareto(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """Those that no simpler or equally simple candidate beats in training loss."""
+    """Those that no simpler or equally simple candidate beats in training loss, from simple to accurate."""
     kept: list[Candidate] = []
+    # By size, then loss: what is kept must be better than all that is simpler, and of two equal ones the first stays.
     for candidate in sorted(candidates, key=lambda c: (c.complexity, c.train_loss)):
         if not kept or candidate.train_loss < kept[-1].train_loss:
             kept.append(candidate)
@@ -85,22 +88,23 @@ def choose(front: Front, rule: Rule | str = "held_out") -> int:
         if len(losses) < len(candidates):
             raise ValueError("this front was fitted without held-out rows; choose by 'knee' or by complexity")
         enough = min(losses) * (1 + PARSIMONY)
-        return next(i for i, loss in enumerate(losses) if loss <= enough)
+        return next(i for i, loss in enumerate(losses) if loss <= enough)  # the simplest: complexity rises along the front
     if rule == "knee":
         first, last = candidates[0], candidates[-1]
         width, height = last.complexity - first.complexity, first.train_loss - last.train_loss
+        # A front of one point, or of equal losses, has no chord: every candidate is as far below it as the others.
         below = [
             (first.train_loss - c.train_loss) / height - (c.complexity - first.complexity) / width if width and height else 0.0
             for c in candidates
         ]
-        return max(range(len(below)), key=lambda i: (below[i], -i))
+        return max(range(len(below)), key=lambda i: (below[i], -i))  # of equal ones the simplest
     if not isinstance(rule, int):
         raise ValueError(f"choice {rule!r} given; allowed: held_out, knee, or a complexity (an integer)")
     allowed = [i for i, c in enumerate(candidates) if c.complexity <= rule]
     if not allowed:
         sizes = ", ".join(str(c.complexity) for c in candidates)
         raise ValueError(f"no candidate of complexity {rule} or less; there are {sizes}")
-    return allowed[-1]
+    return allowed[-1]  # the most accurate: losses fall along the front
 
 
 def finite(*losses: float | None) -> bool:

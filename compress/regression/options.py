@@ -44,6 +44,7 @@ class EngineOptions(BaseModel):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
+        # An engine's file names its operators without importing the package behind it, which may be missing.
         known = sorted(import_module(f"compress.regression.engines.{self.name}").OPERATORS)
         for name in (*self.operators, *self.complexities):
             if name not in known:

@@ -59,8 +59,10 @@ def regress_each(
     mean, scale = _standard(rows.z)
     standard = (rows.z - mean) / scale
     engine, notes = available(engine)
+    # The sparse path takes a second, and its expressions compete with Operon's in one front.
     names = ["sparse", "operon"] if engine.name == "operon" and engine.terms else [engine.name]
     searches = [import_module(f"compress.regression.engines.{name}").prepare(standard, engine) for name in names]
+    # One seed per output, whatever order the threads take: any number of them gives the same fronts.
     seeds = np.random.SeedSequence(seed).generate_state(rows.y.shape[1])
     y_mean, y_scale = _standard(rows.y)
     targets = (rows.y - y_mean) / y_scale
@@ -71,11 +73,14 @@ def regress_each(
     waiting = [k for k in range(len(keys)) if k not in fronts]
 
     def search(k: int) -> list[tuple[list[Proposal], list[str]]]:
+        # A constant output is its mean: nothing to search.
         return [run(targets[:, k], int(seeds[k])) for run in searches] if np.ptp(rows.y[:, k]) else []
 
     threads = engine.threads or cpu_count()
+    # A generator: each front is judged and kept as soon as its search is done, and Ctrl-C loses no finished one.
     found: Any = Parallel(n_jobs=threads, prefer="threads", return_as="generator")(delayed(search)(k) for k in waiting)
     for k, results in zip(waiting, found, strict=True):
+        # The mean is always finite, so no front is empty.
         proposals: list[Proposal] = [(["param", 0], [float(targets[:, k].mean())], "mean")]
         if results:
             proposals.append(_affine(standard, targets[:, k]))
@@ -90,8 +95,10 @@ def regress_each(
 
 def _key(rows: Rows, k: int, engine: EngineOptions, seed: int) -> str:
     """Hash of everything one output's front depends on."""
+    # The dump leaves out `threads`, which changes no result.
     digest = hashlib.sha256(repr((engine.model_dump(mode="json"), k, seed)).encode())
     for part in (rows.z, rows.y[:, k], rows.z_held, rows.y_held[:, k]):
+        # Shapes as well: (2, 3) and (3, 2) can be the same bytes.
         digest.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()[:16]
 
@@ -124,6 +131,7 @@ def _check(z: Any, y: Any, held_out: tuple[Any, Any] | None) -> Rows:
             raise ValueError(
                 f"{name} {bad[0]} has NaN or infinite values (of {part.shape[1]} columns: {bad[:8]}); drop those rows"
             )
+    # An affine map has one number more than there are inputs, and at least one row must be left to contradict it.
     if len(z) < z.shape[1] + 2:
         raise ValueError(f"{len(z)} training rows for {z.shape[1]} inputs; give at least {z.shape[1] + 2}, or fewer inputs")
     if constant := np.flatnonzero(np.ptp(z, axis=0) == 0).tolist():
@@ -139,11 +147,13 @@ def _standard(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     What is shifted or scaled comes back as constants in the expressions, so columns within a factor of ten stay as they are.
     """
     mean, scale = values.mean(axis=0), values.std(axis=0)
+    # A column with no scale at all, a constant output, keeps scale 1.
     return np.where(np.abs(mean) > 2 * scale, mean, 0.0), np.where((scale > 10) | ((scale < 0.1) & (scale > 0)), scale, 1.0)
 
 
 def available(engine: EngineOptions) -> tuple[EngineOptions, list[str]]:
     """(engine, notes): sparse regression where pyoperon has no build for this machine. Raises ValueError for a missing PySR."""
+    # An engine without `missing` has nothing that could be.
     check = getattr(import_module(f"compress.regression.engines.{engine.name}"), "missing", lambda: None)
     reason = check()
     if reason is None:
@@ -152,6 +162,7 @@ def available(engine: EngineOptions) -> tuple[EngineOptions, list[str]]:
         raise ValueError(reason)
     note = f"{reason}; sparse regression was used instead"
     warnings.warn(note, stacklevel=3)
+    # An operon recipe may switch the sparse path off (0 terms); here it is all there is.
     return engine.model_copy(update={"name": "sparse", "terms": engine.terms or 32}), [note]
 
 

@@ -47,6 +47,7 @@ class Scaling:
             if node[0] != "var":
                 return node if node[0] in LEAVES else [node[0], *args]
             shift, scale = self.shift[node[1]], self.scale[node[1]]
+            # What was not moved is not moved back: no constant is added, and the tree stays as small as it was found.
             moved = ["sub", node, param(shift)] if shift else node
             return ["mul", param(1 / scale), moved] if scale != 1 else moved
 
@@ -60,11 +61,12 @@ class Judge:
 
     def __init__(self, rows: Rows, k: int, scaling: Scaling, certify: bool, complexities: Mapping[str, int]) -> None:
         self.z, self.y = rows.z, rows.y[:, k]
-        self.low, self.high = rows.z.min(axis=0), rows.z.max(axis=0)
+        self.low, self.high = rows.z.min(axis=0), rows.z.max(axis=0)  # the box that expressions are certified on
         self.z_held, self.y_held = rows.z_held, rows.y_held[:, k]
         self.scaling, self.must_certify, self.complexities = scaling, certify, complexities
 
     def front(self, proposals: Sequence[Proposal], notes: Sequence[str]) -> Front:
+        """The Pareto front of the proposals for one output, with a note of how many were dropped."""
         judged = [self.candidate(*proposal) for proposal in proposals]
         kept = [c for c in judged if c is not None]
         dropped = len(judged) - len(kept)
@@ -76,6 +78,7 @@ class Judge:
     def candidate(self, tree: Tree, constants: Sequence[float], source: str) -> Candidate | None:
         """None where the expression is not certified, or not finite on the rows."""
         tree, constants = self.scaling.undo(tree, constants)
+        # Only bounded trees are simplified: sympy would compute a tower of exponentials to the last digit.
         certified = self.certified(tree, constants)
         if certified:
             tree, constants = self.tidy(tree, constants)
@@ -89,10 +92,13 @@ class Judge:
         return Candidate(tree, tuple(constants), complexity(tree, self.complexities), train, held, source)
 
     def loss(self, predicted: np.ndarray, y: np.ndarray) -> float:
+        """Mean squared error over the variance of the targets: 1 − R². Not finite where the prediction is not."""
         with np.errstate(all="ignore"):
+            # Targets that happen to be constant have no variance: the training rows' takes its place, else 1.
             return float(np.mean((predicted - y) ** 2)) / (float(y.var()) or float(self.y.var()) or 1.0)
 
     def certified(self, tree: Tree, constants: Sequence[float]) -> bool:
+        """Whether every step is finite in float32 over the range of the training rows."""
         try:
             program = compile_program([tree], self.z.shape[1], len(constants))
         except ValueError:  # too large, or a part without a finite value
@@ -106,5 +112,6 @@ class Judge:
             new, numbers = to_tree(from_tree(tree, names, constants, evaluate=True), names)
         except (ValueError, TypeError, RecursionError):  # sympy met an indeterminate form
             return tree, constants
+        # Certified again: the bounds depend on how an expression is written.
         better = complexity(new) <= complexity(tree) and self.certified(new, numbers)
         return (new, numbers) if better else (tree, constants)

@@ -1,11 +1,11 @@
-"""The tables of a benchmark: columns, each with the sentence that explains it, and the entries they show.
+"""The columns of a benchmark's tables, each with the sentence that explains it.
 
-The console, Markdown and the page share them.
+The console, Markdown and the page share them: a number reads the same wherever it stands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 from compress.clock import RESOLUTION
 from compress.reporting.numbers import ABSENT, integer, mib, milliseconds, peak, percent, perplexity, si, speedup, steady
 
-Entry = Mapping[str, Any]
+Entry = Mapping[str, Any]  # plain data of results.json: the whole, a row, or a part of one
 
+# What the page and Markdown say of each name that results.json may hold.
 VARIANTS = {
     "baseline": "the original model, as it was before compression",
     "skip-identity": "control: in the control layers the MLP is left out and its input passed on, MLP(x) = x",
@@ -32,39 +33,17 @@ RUNTIMES = {
 
 @dataclass(frozen=True)
 class Column:
-    """A header, the sentence that explains it, and the cell of an entry."""
+    """A header, the sentence that explains it, and what the column says of an entry."""
 
     header: str
     explanation: str
-    cell: Callable[[Entry], str]
+    text: Callable[[Entry], str]
     is_name: bool = False
     is_detail: bool = False  # left out where there is little room
     is_group: bool = False  # written once for the entries that share it
 
 
-@dataclass(frozen=True)
-class Block:
-    """One table: its title, columns and rows."""
-
-    title: str
-    columns: tuple[Column, ...]
-    entries: Sequence[Entry]
-    is_detail: bool = False
-
-
-def tables(results: Entry) -> list[Block]:
-    """All tables of a results.json, in reading order."""
-    settings, rows = results["settings"], results["rows"]
-    out = [
-        Block("What remains", size_columns(results), size_entries(results)),
-        Block("What it does to the outputs", quality_columns(results), quality_entries(results)),
-        Block("How fast it is", speed_columns(results), rows),
-    ]
-    if len(settings["batch_sizes"]) * len(settings["contexts"]) > 1:
-        out.append(Block("Decoding by batch size and context", decode_columns(), decode_entries(rows), is_detail=True))
-    return [*out, Block("What it takes", footprint_columns(), rows)]
-
-
+# The two columns that say whose numbers a row holds; the runtime is the same for several rows, so it is written once.
 VARIANT = Column("variant", "What was measured.", lambda e: e["label"], is_name=True)
 RUNTIME = Column(
     "runtime", "What executed it, and on which device.", lambda e: f"{e['runtime']} · {e['device']}", is_group=True
@@ -72,8 +51,10 @@ RUNTIME = Column(
 
 
 def size_columns(results: Entry) -> tuple[Column, ...]:
-    """What is kept of what: "ratio" alone would be ambiguous."""
+    """What is kept of what, for entries of `size_entries`."""
+    # One column for each thing that the literature calls the ratio.
     context = max(results["settings"]["contexts"])
+    # An entry knows its own count only; the relative one needs its baseline's.
     adds = {model["label"]: model["account"]["multiply_adds"]["total"] for model in results["models"]}
     return (
         VARIANT,
@@ -109,7 +90,7 @@ def size_columns(results: Entry) -> tuple[Column, ...]:
 
 
 def quality_columns(results: Entry) -> tuple[Column, ...]:
-    """Three columns for each text."""
+    """Who judged, the variant, then three columns for each text, for entries of `quality_entries`."""
     columns = [
         Column(
             "judged in",
@@ -120,6 +101,7 @@ def quality_columns(results: Entry) -> tuple[Column, ...]:
         VARIANT,
     ]
     for text in text_names(results):
+        # `text=text` holds this round's text; a bare one would be the last text in every column.
         columns += [
             Column(
                 f"perplexity {text}",
@@ -142,8 +124,9 @@ def quality_columns(results: Entry) -> tuple[Column, ...]:
 
 
 def speed_columns(results: Entry) -> tuple[Column, ...]:
-    """Prefill, first token, and decoding at the first batch size and the longest context."""
+    """Prefill, first token, and decoding at the first batch size and the longest context, for rows of the results."""
     settings = results["settings"]
+    # One decoding stands for all here; the others have a table of their own.
     batch, context = settings["batch_sizes"][0], max(settings["contexts"])
     decode = partial(main_decode, settings)
     return (
@@ -182,7 +165,8 @@ def speed_columns(results: Entry) -> tuple[Column, ...]:
 
 
 def footprint_columns() -> tuple[Column, ...]:
-    """Disk, memory and cold start."""
+    """Disk, memory and cold start, for rows of the results."""
+    # Not the weights of the first table: a graph with its matrices in 8 bits is another file.
     return (
         RUNTIME,
         VARIANT,
@@ -191,6 +175,7 @@ def footprint_columns() -> tuple[Column, ...]:
             "peak MiB",
             "Most memory a fresh process held while it loaded the model and generated; in parentheses, what the libraries "
             "alone take. On an accelerator: the most its allocator held.",
+            # Cold starts are optional in a benchmark.
             lambda e: peak(e.get("cold")),
         ),
         Column(
@@ -208,7 +193,7 @@ def footprint_columns() -> tuple[Column, ...]:
 
 
 def decode_columns() -> tuple[Column, ...]:
-    """One entry per row, batch size and context length."""
+    """Every batch size and context length, for entries of `decode_entries`."""
     return (
         RUNTIME,
         VARIANT,
@@ -227,46 +212,19 @@ def decode_columns() -> tuple[Column, ...]:
 
 
 def main_decode(settings: Entry, row: Entry) -> Entry:
-    """The decoding that stands for a row where there is room for one: first batch size, longest context."""
+    """The decoding that stands for a row where there is room for one: first batch size, longest context.
+
+    `settings` are those of the results. Raises StopIteration where the row was not measured there.
+    """
     wanted = (settings["batch_sizes"][0], max(settings["contexts"]))
     return next(d for d in row["decode"] if (d["batch"], d["context"]) == wanted)
 
 
-def cells(block: Block, with_details: bool = True) -> list[tuple[str, ...]]:
-    """The rows of a table as text; a group's name stands in its first row only."""
-    rows: list[tuple[str, ...]] = []
-    group = None
-    for entry in block.entries:
-        texts = {c: c.cell(entry) for c in block.columns if with_details or not c.is_detail}
-        named = next((text for column, text in texts.items() if column.is_group), None)
-        rows.append(tuple("" if column.is_group and text == group else text for column, text in texts.items()))
-        group = named
-    return rows
-
-
-def size_entries(results: Entry) -> list[Entry]:
-    """The models, each with the cache and the quality of its first row: torch’s, where torch was measured."""
-    first = {row["label"]: row for row in reversed(results["rows"])}
-    more = ("quality", "cache_bytes_per_token")
-    return [{**model, **{key: first[model["label"]][key] for key in more}} for model in results["models"]]
-
-
-def quality_entries(results: Entry) -> list[Entry]:
-    """One row per variant and runtime that was judged."""
-    return list({(row["label"], row["quality"]["runtime"]): row for row in reversed(results["rows"])}.values())[::-1]
-
-
-def decode_entries(rows: Sequence[Entry]) -> list[Entry]:
-    """One entry per row, batch size and context; the variants of each pair stand together."""
-    flat = [{**{k: row[k] for k in ("label", "runtime", "device")}, **measures} for row in rows for measures in row["decode"]]
-    places = list(dict.fromkeys((entry["runtime"], entry["device"]) for entry in flat))
-    return sorted(flat, key=lambda e: (places.index((e["runtime"], e["device"])), e["batch"], e["context"]))
-
-
 def text_names(results: Entry) -> list[str]:
+    """The evaluation texts of all baselines, each once, in the order of results.json."""
     return list(dict.fromkeys(text["name"] for texts in results["texts"].values() for text in texts))
 
 
 def _quality(entry: Entry, text: str, key: str, write: Callable[[float], str]) -> str:
-    found = entry["quality"]["texts"].get(text)
+    found = entry["quality"]["texts"].get(text)  # two baselines may have been judged on different texts
     return ABSENT if found is None else write(found[key])

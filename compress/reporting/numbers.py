@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-ABSENT = "–"
+ABSENT = "–"  # an empty cell would look like a number that was lost
 
 
 def percent(value: float | None) -> str:
+    """A fraction in percent, one decimal; absent for None."""
     return ABSENT if value is None else f"{value:.1%}"
 
 
 def integer(value: int) -> str:
+    """With commas between thousands."""
     return f"{value:,}"
 
 
 def milliseconds(value: float) -> str:
+    """Milliseconds, three digits; whole ones from 100 on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -27,11 +30,12 @@ def mib(value: int) -> str:
 
 
 def perplexity(value: float) -> str:
+    """Two decimals where they can matter, none from 1,000 on, three digits once it is only large."""
     return f"{value:.3g}" if value >= 1e5 else f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
 
 
 def si(value: float) -> str:
-    """Three digits and a letter.
+    """Three digits and a letter: k, M, G or T; below a thousand, whole.
 
     >>> si(1_634_816)
     '1.63 M'
@@ -43,24 +47,25 @@ def si(value: float) -> str:
 
 
 def speedup(found: Mapping[str, Any] | None) -> str:
-    """A comparison with the baseline: a difference inside the noise is none."""
+    """A comparison with the baseline, as `clock.Speedup` writes it; absent for None, the baseline itself."""
     if found is None:
         return ABSENT
-    if found["low"] is None:
+    if found["low"] is None:  # no interval from so few rounds
         return f"×{found['ratio']:.2f} (too few runs)"
     interval = f"[{found['low']:.2f}–{found['high']:.2f}]"  # no space: it must not be broken
+    # A ratio inside the noise is left out: a reader would quote it.
     return f"no difference {interval}" if found["verdict"] == "no difference" else f"×{found['ratio']:.2f} {interval}"
 
 
 def peak(cold: Mapping[str, Any] | None) -> str:
-    """Peak memory in MiB; of a process, with what its libraries take in parentheses."""
+    """Peak memory in MiB of a cold start; of a process, with what its libraries take in parentheses; absent for None."""
     if not cold:
         return ABSENT
-    if "device_peak_mib" in cold:
+    if "device_peak_mib" in cold:  # an allocator holds no libraries
         return f"{cold['device_peak_mib']:,.0f}"
     return f"{cold['peak_mib']:,.0f} ({cold['imports_mib']:,.0f})"
 
 
 def steady(cold: Mapping[str, Any] | None) -> str:
-    """Memory in MiB once a model is at work."""
+    """Memory in MiB of a cold start once the model has generated; absent for None."""
     return ABSENT if not cold else f"{cold.get('device_steady_mib', cold['steady_mib']):,.0f}"

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from compress.clock import RESOLUTION
-from compress.reporting.columns import RUNTIMES, VARIANTS, Entry, main_decode, size_entries, text_names
+from compress.reporting.columns import RUNTIMES, VARIANTS, Entry, main_decode, text_names
 from compress.reporting.numbers import mib, percent, perplexity
+from compress.reporting.tables import size_entries
 
 
 def summary(results: Entry) -> list[str]:
-    """One sentence on the size, one on each text and one on each runtime, for every compressed variant."""
+    """One sentence on the size, one on each text and one on each runtime, for every compressed variant of the results."""
     entries = {entry["label"]: entry for entry in size_entries(results)}
     lines: list[str] = []
     for label, entry in entries.items():
-        if entry["kind"] != "compressed":
+        if entry["kind"] != "compressed":  # the baseline and the controls are what it is compared with
             continue
         account, base = entry["account"], entries[entry["baseline"]]
         adds = account["multiply_adds"]["total"] / base["account"]["multiply_adds"]["total"]
@@ -36,6 +37,7 @@ def _on_text(results: Entry, entry: Entry, base: Entry, text: str) -> str:
         f"{perplexity(original['perplexity'])} ({change:+.1%}); it agrees on the most likely token in "
         f"{percent(found['top1_agreement'])} of the cases."
     )
+    # The controls of one checkpoint are named by their kind alone, those of several also by the checkpoint's label.
     controls = [
         f"{other['kind']} {perplexity(other['quality']['texts'][text]['perplexity'])}"
         for other in size_entries(results)
@@ -52,22 +54,22 @@ def _in_runtime(settings: Entry, row: Entry) -> str:
 def _said(found: Entry | None) -> str:
     if found is None:
         return "not compared"
-    if found["low"] is None:
+    if found["low"] is None:  # no interval from so few rounds, and so no verdict
         return f"×{found['ratio']:.2f} (too few runs to say)"
-    if found["verdict"] == "no difference":
+    if found["verdict"] == "no difference":  # the ratio is not said: inside the noise it means nothing
         return f"no difference (95 % interval ×{found['low']:.2f} to ×{found['high']:.2f})"
     return f"{found['verdict']}, ×{found['ratio']:.2f} (×{found['low']:.2f} to ×{found['high']:.2f})"
 
 
 def title(results: Entry) -> str:
-    """The checkpoints by name; plain models where none is compressed."""
+    """The heading: the checkpoints by name; plain models where none is compressed."""
     compressed = [model["name"] for model in results["models"] if model["kind"] == "compressed"]
     return "Benchmark of " + ", ".join(compressed or [model["name"] for model in results["models"]])
 
 
 def compared(results: Entry) -> list[tuple[str, str]]:
-    """(what, what it is) of the variants and runtimes that were measured."""
-    kinds = dict.fromkeys(model["kind"] for model in results["models"])
+    """(what, what it is) of the variants, the control layers and the runtimes that were measured."""
+    kinds = dict.fromkeys(model["kind"] for model in results["models"])  # a set would lose the order
     layers = sorted({layer for model in results["models"] if model["kind"] == "compressed" for layer in model["layers"]})
     variants = [(kind, VARIANTS[kind]) for kind in kinds]
     if layers and any(kind.startswith("skip") for kind in kinds):
@@ -77,7 +79,7 @@ def compared(results: Entry) -> list[tuple[str, str]]:
 
 
 def measured_how(results: Entry) -> list[tuple[str, str]]:
-    """(what, how) for the reader who wants to know, or to repeat it."""
+    """(what, how) for the reader who wants to know, or to repeat it, and (what, why not) of what could not be measured."""
     settings, machine = results["settings"], results["machine"]
     rounds: list[tuple[str, str]] = [
         (
@@ -106,6 +108,7 @@ def measured_how(results: Entry) -> list[tuple[str, str]]:
         )
         for name, text in texts.items()
     ]
+    # Some runtimes are judged through another, which computes the same: the reader is told which.
     judged: dict[str, Any] = {row["runtime"]: row["quality"] for row in results["rows"] if row["quality"]}
     rounds += [
         (f"outputs of {runtime}", f"judged in {by['runtime']} on {by['device']} in {by['dtype']}")
@@ -115,5 +118,5 @@ def measured_how(results: Entry) -> list[tuple[str, str]]:
 
 
 def _load(machine: Entry) -> str:
-    load = machine.get("load_average")
+    load = machine.get("load_average")  # not every system has one
     return "" if not load else f"load average {load[0]} before the run."

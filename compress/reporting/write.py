@@ -12,15 +12,17 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from compress.checkpoint.files import write_text
-from compress.reporting.columns import Block, Entry, cells, tables, text_names
+from compress.reporting.canvas import THEMES, Theme
+from compress.reporting.columns import Entry, text_names
 from compress.reporting.page import Picture, page
-from compress.reporting.plots import THEMES, Theme, layer_errors, module_error, throughput_against_perplexity
+from compress.reporting.plots_benchmark import layer_errors, module_error, throughput_against_perplexity
 from compress.reporting.sentences import compared, measured_how, summary, title
+from compress.reporting.tables import Table, tables
 
-FORMAT = 1
+FORMAT = 1  # of results.json
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -38,7 +40,10 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def report(results: Mapping[str, Any] | Path, folder: Path) -> dict[str, Path]:
-    """Write report.md, report.html and plots/*.png of a benchmark into `folder`; returns them by name."""
+    """Write report.md, report.html and plots/*.png of a benchmark into `folder`.
+
+    Returns {"markdown", "page", and each plot's name: its path}. Raises what `read_results` raises for a path.
+    """
     loaded = read_results(results) if isinstance(results, Path) else results
     drawn = draw(loaded, folder / "plots")
     pictures = [Picture(plot.section, plot.caption, plot.light.read_bytes(), plot.dark.read_bytes()) for plot in drawn]
@@ -62,11 +67,13 @@ class Drawn:
 
 
 def draw(results: Entry, folder: Path) -> list[Drawn]:
-    """Everything the results hold: both throughputs on the first text, and the errors of every compressed variant."""
+    """Draw both throughputs on the first text, and the errors of every compressed variant, as PNG files in `folder`."""
+    # Only the first text: a picture more for each would say little, and the tables have all of them.
     settings, text = results["settings"], text_names(results)[0]
     out = []
 
     def both(name: str, section: str, caption: str, plot: Callable[[Path, Theme], Path]) -> None:
+        # Both, because the page follows the reader's screen and Markdown cannot.
         light, dark = folder / f"{name}.png", folder / f"{name}-dark.png"
         plot(light, THEMES["light"])
         plot(dark, THEMES["dark"])
@@ -83,6 +90,7 @@ def draw(results: Entry, folder: Path) -> list[Drawn]:
         both(measure, "Speed against quality", caption, partial(_throughput, results, text, measure))
     for model in results["models"]:
         if any(module_error(row) is not None for row in model["modules"]):
+            # Labels are anything; file names should not be.
             name = "errors-" + "".join(c if c.isalnum() else "-" for c in model["label"])
             caption = (
                 f"{model['label']}: relative error of each replaced module on the calibration text, as its fit reported it."
@@ -100,12 +108,12 @@ def _errors(rows: Sequence[Entry], path: Path, theme: Theme) -> Path:
 
 
 def markdown(results: Entry, pictures: Sequence[tuple[str, Path]] = ()) -> str:
-    """The benchmark as Markdown; pictures are linked by relative path."""
+    """The benchmark as Markdown; `pictures` are (caption, path relative to the file), and are linked."""
     lines = [f"# {title(results)}", "", *(f"- {line}" for line in summary(results)), "", "## What was compared", ""]
     lines += [f"- **{what}**: {meaning}" for what, meaning in compared(results)]
-    for block in tables(results):
-        lines += ["", f"## {block.title}", "", *_markdown_table(block), ""]
-        lines += [f"- *{column.header}*: {column.explanation}" for column in block.columns]
+    for table in tables(results):
+        lines += ["", f"## {table.title}", "", *_markdown_table(table), ""]
+        lines += [f"- *{column.header}*: {column.explanation}" for column in table.columns]
     lines.append("")
     lines += [line for caption, path in pictures for line in (f"![{caption}]({path.as_posix()})", "", f"*{caption}*", "")]
     for generation in results["generation"].values():
@@ -118,8 +126,8 @@ def markdown(results: Entry, pictures: Sequence[tuple[str, Path]] = ()) -> str:
 
 def render_table(results: Entry) -> RenderableType:
     """The tables for the console, without the details that the report has, and what could not be measured."""
-    parts: list[RenderableType] = [ConsoleTable(block) for block in tables(results) if not block.is_detail]
-    parts = [part for table in parts for part in (table, "")]
+    shown = (ConsoleTable(table) for table in tables(results) if not table.is_detail)
+    parts: list[RenderableType] = [part for table in shown for part in (table, "")]
     parts += [f"not measured: {s['runtime']} on {s['device']}: {s['reason']}" for s in results["skipped"]]
     return Group(*parts)
 
@@ -128,23 +136,25 @@ def render_table(results: Entry) -> RenderableType:
 class ConsoleTable:
     """A table that, where it must, breaks cells between words only, the longest first."""
 
-    block: Block
+    table: Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table(title=self.block.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
-        table.pad_edge = False
-        columns = [column for column in self.block.columns if not column.is_detail]
-        rows = [[text.replace("no difference", "none") for text in texts] for texts in cells(self.block, with_details=False)]
+        """What rich prints; only here is it known how wide the console is."""
+        printed = RichTable(title=self.table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
+        printed.pad_edge = False
+        columns = [column for column in self.table.columns if not column.is_detail]
+        # "none" under "vs baseline" says as much, and leaves the interval on one line of an 80-column console.
+        rows = [[text.replace("no difference", "none") for text in texts] for texts in self.table.texts(with_details=False)]
         texts_of = [[column.header, *(texts[i] for texts in rows)] for i, column in enumerate(columns)]
-        widths = column_widths(texts_of, options.max_width - 3 * (len(columns) - 1))
+        widths = column_widths(texts_of, options.max_width - 3 * (len(columns) - 1))  # 3: between columns
         for column, width in zip(columns, widths, strict=True):
             is_text = column.is_name or column.is_group
-            table.add_column(column.header, justify="left" if is_text else "right", overflow="fold", width=width)
+            printed.add_column(column.header, justify="left" if is_text else "right", overflow="fold", width=width)
         for position, texts in enumerate(rows):
             if position and columns[0].is_group and texts[0]:
-                table.add_section()
-            table.add_row(*map(escape, texts))
-        yield table
+                printed.add_section()
+            printed.add_row(*map(escape, texts))  # a label may look like rich's markup
+        yield printed
 
 
 def column_widths(texts: Sequence[Sequence[str]], room: int) -> list[int]:
@@ -154,6 +164,7 @@ def column_widths(texts: Sequence[Sequence[str]], room: int) -> list[int]:
     [6, 5]
     """
     widths = [max(map(len, column)) for column in texts]
+    # Narrower than its longest word a column would break numbers, and a broken number is read as another one.
     least = [max(len(word) for cell in column for word in cell.split(" ")) for column in texts]
     while sum(widths) > room:
         slack = [width - fewest for width, fewest in zip(widths, least, strict=True)]
@@ -164,12 +175,13 @@ def column_widths(texts: Sequence[Sequence[str]], room: int) -> list[int]:
     return widths
 
 
-def _markdown_table(block: Block) -> list[str]:
+def _markdown_table(table: Table) -> list[str]:
     def row(texts: Iterable[str]) -> str:
+        # A bar inside a cell would begin the next one.
         return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |"
 
-    rule = row("---" if column.is_name or column.is_group else "---:" for column in block.columns)
-    return [row(column.header for column in block.columns), rule, *map(row, cells(block))]
+    rule = row("---" if column.is_name or column.is_group else "---:" for column in table.columns)
+    return [row(column.header for column in table.columns), rule, *map(row, table.texts())]
 
 
 def _quoted(text: str) -> str:

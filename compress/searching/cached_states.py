@@ -38,24 +38,28 @@ class Split:
         self._boundaries = Boundaries(folder, self._hidden)
         model.load_head()
         for index in range(model.n_layers):
+            # No trial starts below `first`.
             if index >= first:
                 self._boundaries.save(index)
             with model.resident(index) as layer:
                 self._hidden.advance(layer, index, model.architecture.layer(index))
             tick()
         self._entered: int | None = None
+        # No layer is left to run: the hidden states are those that the last one gave.
         self.baseline = metric.value(self._log_probabilities(model.n_layers, ()))
         if not math.isfinite(self.baseline):
             raise RuntimeError("the original model's loss on the search text is not finite; give other text")
 
     def measure(self, index: int, layers: Sequence[nn.Module]) -> float:
         """The metric with `layers` in place of the original's from `index` to the last; inf where the candidate overflows."""
+        # Trials of one layer follow each other: its states are read once for all of them.
         if self._entered != index:
             self._boundaries.load(index)
             self._entered = index
         return self.metric.value(self._log_probabilities(index, layers))
 
     def close(self) -> None:
+        """Delete the files of hidden states."""
         self._boundaries.delete()
 
     @torch.no_grad()
@@ -68,10 +72,12 @@ class Split:
         for state, tokens, asked in parts:
             hidden = state
             for offset, layer in enumerate(layers):
+                # What the original layer was called with at this shape: masks and rotary tables do not depend on weights.
                 args, kwargs = self._hidden.calls[tuple(state.shape[:2])][index + offset]
                 left = layer(hidden, *args, **kwargs)
                 hidden = left[0] if isinstance(left, tuple) else left
             logits = self.model.logits_from(hidden, tokens)[:, :-1]
+            # Softmax in float32 and the sum in float64, whatever the model computes in.
             losses = functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
             out.append(-(losses.view(asked.shape).double() * asked).sum(dim=1))
         return torch.cat(out)
@@ -91,6 +97,7 @@ class Tail:
         while self.first > index:
             self.first -= 1
             with self.model.resident(self.first) as layer:
+                # A copy stays when the streamed layer's memory goes to the next one.
                 self.layers.insert(0, copy.deepcopy(layer))
 
     def install(self, replacement: Replacement) -> None:
@@ -109,6 +116,7 @@ class Tail:
             if name in built or all(spec.module != name for spec in replacement.specs):
                 return self._find(name)  # asked for to be linked
             built.add(name)
+            # What stands there before the first replacement is the original, for every later candidate too.
             original = self._originals.setdefault(name, self._find(name))
             return copy.deepcopy(original) if name in wrapping else original
 
@@ -126,6 +134,7 @@ class Tail:
                 self._put(name, module)
 
     def _find(self, name: str) -> nn.Module:
+        # Layer number, and the name below the layer.
         index, _, rest = name.removeprefix(self.model.architecture.layers + ".").partition(".")
         return self.layers[int(index) - self.first].get_submodule(rest)
 

@@ -33,10 +33,12 @@ class Candidate:
 
     @property
     def layer(self) -> int:
+        """The layer that it replaces a part of."""
         return self.unit.group.layer
 
     @property
     def saved(self) -> int:
+        """Cost per token that goes, in what the method `saves`."""
         return self.before - self.after
 
 
@@ -49,6 +51,7 @@ def families(
     file yet. Raises ValueError for an option that is not there, and where the step saves nothing at any layer.
     """
     (step,) = job.recipe.steps
+    # Without sizes, the step once, as it is.
     ((key, values),) = sizes.items() or (("", [None]),)
     steps = [(resized(step, key, value), value) for value in values]
     made = {step.method: _candidates(job, steps, tokens, progress)}
@@ -82,10 +85,13 @@ def _candidates(job: Job, steps: Sequence[tuple[Step, Any]], tokens: Tensor, pro
     """Of every layer of every step, given with its size; all fitted in one pass."""
     units: list[tuple[Unit, Any]] = []
     for step, size in steps:
-        alone = prepare(job.recipe.model_copy(update={"steps": [step]}), job.work)
+        # A recipe for this step alone: in one recipe several sizes would replace the same modules.
+        alone = prepare(job.recipe.model_copy(update={"steps": [step]}), job.work, job.original)
         units += [(unit, size) for unit in alone.variants["compressed"]]
     first_pass = first_pass_of(job, source_hash_of(job, tokens))
+    # By layer, since the pass goes through the model once.
     ordered = sorted((unit for unit, _ in units), key=lambda unit: unit.group.layer)
+    # Units of one fingerprint are one fit, and one file.
     first_pass.run(list({unit.fingerprint(""): unit for unit in ordered}.values()), tokens, progress)
     shapes = {job.model.full_name(name): shape for name, shape in job.model.shards.shapes.items()}
     out = []
@@ -113,6 +119,7 @@ def _control(name: str, candidate: Candidate, job: Job) -> Step:
 def _sides(job: Job, architecture: Architecture, layer: int) -> tuple[int, int]:
     """(d_model, d_ff) of a layer's MLP."""
     rows, columns = _shape(job, architecture.module(layer, "down"))
+    # GPT-2's Conv1D stores weights as (in, out).
     return (columns, rows) if architecture.conv1d else (rows, columns)
 
 

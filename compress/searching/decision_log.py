@@ -21,10 +21,12 @@ def open_log(log: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:
+            # Only the last line can be cut off, by the end of a process that was writing it.
             break
     if lines and lines[0] != header:
         changed = [key for key in header if lines[0].get(key) != header[key]]
         raise ValueError(f"{log} is of another search (not the same {', '.join(changed)}); give --fresh or another output")
+    # Written anew, without a line that was cut off, so that the next one starts a line of its own.
     write_text(log, "".join(json.dumps(line) + "\n" for line in (lines or [header])))
     return lines[1:]
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from compress import data, methods
+from compress import methods
 from compress.checkpoint.files import hash_json, write_json
 from compress.fitting.assemble import storage_dtype
 from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
@@ -81,19 +81,22 @@ def choose_layers(
         shutil.rmtree(job.work, ignore_errors=True)
         log.unlink(missing_ok=True)
     sizes = options.length, options.search_windows, options.test_windows
-    (asked,), held_out = metrics.windows(recipe.evaluation, *sizes, data.load_tokenizer(str(job.model.shards.folder)))
+    (asked,), held_out = metrics.windows(recipe.evaluation, *sizes, job.original.tokenizer())
     tokens = tokens_of(job)
     found = families(job, tokens, options.sizes, options.controls, progress)
     own = recipe.steps[0].method
+    # The sizes of a layer are alternatives: what they replace counts once.
     total = sum({candidate.layer: candidate.before for candidate in found[own]}.values())
     goal = _goal(found[own], total, options.budget)
     units = {name: [[c.unit.fingerprint(""), c.after] for c in candidates] for name, candidates in found.items()}
+    # What was asked: a log goes on only where all of this is the same.
     header = {
         "format": 1,
         "units": hash_json([source_hash_of(job, tokens), units]),
         "splits": hash_json([asked.tokens.tolist(), held_out.tokens.tolist()]),
     }
     known = open_log(log, header)
+    # Hidden states are needed from the lowest layer that any family changes.
     first = min(candidate.layer for candidates in found.values() for candidate in candidates)
     folder, tick = job.work / "layers", progress("cache hidden states", 2 * job.model.n_layers)
     on = Splits(*(Split(job.model, p, folder / n, first, tick) for n, p in (("search", asked), ("test", held_out))))
@@ -138,6 +141,7 @@ def _goal(candidates: Sequence[Candidate], total: int, budget: float | None) -> 
     """Cost to save. Raises ValueError where all candidates together do not."""
     if budget is None:
         return math.inf
+    # At most, every layer takes its candidate that saves most.
     most: dict[int, int] = {}
     for candidate in candidates:
         most[candidate.layer] = max(most.get(candidate.layer, 0), candidate.saved)
@@ -171,6 +175,7 @@ class _Greedy:
 
     def __init__(self, job: Job, candidates: Sequence[Candidate], on: Splits) -> None:
         self.on, self.candidates = on, candidates
+        # −inf: not measured, so it is looked at before any that was.
         self.costs = dict.fromkeys(range(len(candidates)), -math.inf)  # nll per unit of cost saved, as last measured
         self.tail = Tail(job.model, storage_dtype(job.model))
         self.tail.reach(min(candidate.layer for candidate in candidates))
@@ -180,6 +185,7 @@ class _Greedy:
 
     @property
     def saved(self) -> int:
+        """Cost saved by all that is in place."""
         return sum(self.by_layer.values())
 
     def run(
@@ -196,6 +202,7 @@ class _Greedy:
             number = len(rows)
             if number < len(lines):
                 line = lines[number]
+                # What the log says of trials counts as measured, so the search goes on as if it had never stopped.
                 for trial in line["trials"]:
                     self._learn(trial["candidate"], trial["search"])
             else:
@@ -204,6 +211,7 @@ class _Greedy:
                     break
             self._take(line)
             if number >= len(lines):
+                # The test is measured on what was chosen, and chooses nothing.
                 line = {**line, "saved": self.saved, "test": self._measure(self.on.test, self.first)}
                 write(line)
             rows.append({key: line[key] for key in ("layer", "size", "saved", "search", "test")})
@@ -213,11 +221,14 @@ class _Greedy:
     def _decide(self) -> dict[str, Any] | None:
         trials: dict[int, float | None] = {}
         while True:
+            # The earlier of two equal ones, so that the order is always the same.
             index = min(self.costs, key=lambda i: (self.costs[i], i))
+            # Measured against what is in place now, and still lowest: others' last costs count as lower bounds (Minoux).
             if index in trials:
                 break
             candidate = self.candidates[index]
             with self.tail.trying(candidate.replacement):
+                # From the lowest layer that is not the original's.
                 trials[index] = self._measure(self.on.search, min(candidate.layer, self.first))
             self._learn(index, trials[index])
         if trials[index] is None:
@@ -230,6 +241,7 @@ class _Greedy:
     def _learn(self, index: int, perplexity: float | None) -> None:
         nll = math.inf if perplexity is None else math.log(perplexity)
         candidate = self.candidates[index]
+        # Per cost saved on top of what the layer at hand saves already.
         self.costs[index] = (nll - self.nll) / (candidate.saved - self.by_layer.get(candidate.layer, 0))
 
     def _take(self, line: Mapping[str, Any]) -> None:
@@ -240,6 +252,7 @@ class _Greedy:
         self.nll = math.log(line["search"])
         for index in [i for i in self.costs if self.candidates[i].layer == taken.layer]:
             del self.costs[index]
+            # A taken layer may go on to a smaller size, never back.
             if self.candidates[index].saved > taken.saved:
                 self.costs[index] = -math.inf  # what it adds to the one in place is not known yet
 

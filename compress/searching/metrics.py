@@ -34,6 +34,7 @@ class Perplexity:
     def value(self, log_probabilities: Tensor) -> float:
         """From the summed log-probabilities of each row, (n,)."""
         mean = -float(log_probabilities.sum()) / int(self.asked.sum())
+        # exp overflows in float64 from 709.8 on.
         return math.exp(mean) if math.isfinite(mean) and mean < 700 else math.inf
 
 
@@ -48,16 +49,18 @@ class Accuracy:
 
     @classmethod
     def of(cls, questions: Sequence[Question], tokenizer: Any) -> Accuracy:
+        """Every choice after its context, as one row. `choices` of a question are neighbouring rows."""
         rows: list[tuple[list[int], int]] = []
         answers = []
         for question in questions:
             answers.append((len(rows), len(question.choices), question.answer))
             rows += [_joint_tokens(tokenizer, question.context, choice) for choice in question.choices]
-        length = max(2, *(len(ids) for ids, _ in rows))
+        length = max(2, *(len(ids) for ids, _ in rows))  # at least one prediction
         tokens = torch.zeros(len(rows), length, dtype=torch.long)
         asked = torch.zeros(len(rows), length - 1, dtype=torch.bool)
         for row, (ids, start) in enumerate(rows):
             tokens[row, : len(ids)] = torch.tensor(ids)
+            # The logits at position t predict token t + 1: the choice's first token is predicted at start − 1.
             asked[row, start - 1 : len(ids) - 1] = True
         return cls(tokens, asked, tuple(answers))
 
@@ -66,6 +69,7 @@ class Accuracy:
         right = 0
         for at, choices, answer in self.answers:
             scores = log_probabilities[at : at + choices]
+            # argmax would take a NaN for the largest.
             right += bool(torch.isfinite(scores).all()) and int(scores.argmax()) == answer
         return right / len(self.answers)
 
@@ -88,6 +92,7 @@ def windows(evaluation: Evaluation, length: int, search: int, test: int, tokeniz
     if not evaluation.texts:
         raise ValueError("evaluation.texts is empty; a search needs one: --set evaluation.texts.own.text=novella")
     name, text = next(iter(evaluation.texts.items()))
+    # As many windows of this length as hold the tokens of the text's own sequences.
     most = None if text.sequences is None else max(1, text.sequences * evaluation.source(name).length // length)
     found = data.evaluation_tokens(text.model_copy(update={"length": length, "sequences": most}), tokenizer)
     if len(found) < search + test:

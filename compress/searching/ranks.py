@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from compress import data
 from compress.checkpoint.files import hash_json, write_json
 from compress.checkpoint.units import Artefact
 from compress.fitting.assemble import storage_dtype
@@ -56,6 +55,7 @@ class SearchOptions(BaseModel):
 
     @property
     def allowed(self) -> float:
+        """The tolerance, or what is usual for the metric."""
         return self.tolerance if self.tolerance is not None else 0.005 if self.metric == "perplexity" else 0.01
 
 
@@ -68,6 +68,7 @@ class Target:
     ranks: Ranks
 
     def replacement(self, rank: int | None, job: Job) -> Replacement:
+        """What the unit becomes at a rank; None leaves it dense."""
         return self.ranks.at(rank).replace(self.unit.group, self.artefact, job.model.architecture)
 
 
@@ -87,7 +88,7 @@ def search(
     if fresh:
         shutil.rmtree(job.work, ignore_errors=True)
         log.unlink(missing_ok=True)
-    tokenizer = data.load_tokenizer(str(job.model.shards.folder))
+    tokenizer = job.original.tokenizer()
     if options.tasks is not None:
         asked, held_out = metrics.questions(options.tasks, recipe.seed, tokenizer)
     else:
@@ -153,6 +154,7 @@ def _decide(
     for number, target in enumerate(targets, start=1):
         tail.reach(target.unit.group.layer)
         if number <= len(known):
+            # Decided before: put in place again, not measured again.
             rank = known[number - 1]["rank"]
         else:
             rank, trials = _smallest(job, target, tail, chunks, options, number)
@@ -179,19 +181,24 @@ def _smallest(
             value = split.measure(tail.first, tail.layers)
         if split.metric.higher_is_better:
             limit = split.baseline - options.allowed
+            # Accuracies are fractions of a few questions: equality must not fail by rounding.
             good = value >= limit - 1e-12
         else:
+            # SFSD-LLM: after k linears, k tolerances may be used up.
             limit = split.baseline * (1 + options.allowed) ** number
             good = value <= limit
         shown = value if math.isfinite(value) else None
         trials.append({"rank": rank, "chunk": chunk, "value": shown, "limit": limit, "holds": good})
         return good
 
+    # All chunks but the last decide; perplexity has one, which decides alone.
     deciding = range(max(1, len(chunks) - 1))
+    # Candidates rise, so the first that holds is the smallest.
     found = [next((rank for rank in target.ranks.candidates if holds(rank, chunk)), None) for chunk in deciding]
     if any(rank is None for rank in found):
         return None, trials
     rank = max(rank for rank in found if rank is not None)
+    # The chunk that decided nothing confirms the choice, or the linear stays dense.
     if len(chunks) > 1 and not holds(rank, len(chunks) - 1):
         return None, trials
     return rank, trials
@@ -216,6 +223,7 @@ def _compare(
 
     on_search = sum(chunk.baseline for chunk in chunks) / len(chunks)
     rows = [{"ranks": "dense", "stored": dense, "kept": 1.0, "search": on_search, "test": test.baseline}]
+    # A tail of its own: each variant starts from the original layers.
     for name, chosen in variants.items():
         tail = Tail(job.model, storage_dtype(job.model))
         tail.reach(min(target.unit.group.layer for target in targets))
@@ -244,8 +252,10 @@ def uniform_ranks(targets: Sequence[Target], size: int) -> list[int | None]:
 
     def at(keep: float) -> list[int | None]:
         ranks = [target.ranks.fraction(keep) for target in targets]
+        # A rank that stores no less than the matrix itself would only cost accuracy.
         return [r if t.ranks.stored(r) < t.ranks.stored(None) else None for t, r in zip(targets, ranks, strict=True)]
 
+    # 40 halvings narrow the fraction down to 1e-12; `high` is the side that stores enough.
     low, high = 0.0, 1.0
     for _ in range(40):
         keep = (low + high) / 2

@@ -30,7 +30,9 @@ ACTIVATIONS = {
     "tanh": "torch.tanh({})",
 }
 
+# (attribute of the file's Block, name in the checkpoint). Most families normalise before attention and before the MLP …
 _PRE = (("attention_norm", "input_layernorm"), ("mlp_norm", "post_attention_layernorm"))
+# … gemma2 around both: what others call post_attention_layernorm, and put before the MLP, is behind the attention here.
 _SANDWICH = (
     ("attention_norm", "input_layernorm"),
     ("attention_out_norm", "post_attention_layernorm"),
@@ -89,10 +91,12 @@ class Family:
 
     @property
     def projected(self) -> bool:
+        """Whether the embeddings need a linear into the layers, and one out of them."""
         return self.embedding != self.d_model
 
     @property
     def learned_positions(self) -> bool:
+        """Whether positions are embedded; else they are rotary."""
         return self.rope is None
 
     def shape(self, role: str) -> tuple[int, int]:
@@ -133,12 +137,14 @@ def describe(config: Any) -> Family:
     kind = config.model_type
     row = architecture(kind)
     heads, d_model = config.num_attention_heads, config.hidden_size
+    # A head need not be d_model / heads wide (gemma, qwen3), and a config may hold None for the usual width.
     head_dim = getattr(config, "head_dim", None) or d_model // heads
     layers = config.num_hidden_layers
     gpt2, opt, neox, phi = (kind == name for name in ("gpt2", "opt", "gpt_neox", "phi"))
     learned = gpt2 or opt
     refuse(gpt2 and config.add_cross_attention, "cross attention", "decoder-only models")
     refuse(getattr(config, "use_bidirectional_attention", None), "bidirectional attention", "causal attention")
+    # gpt2, opt and gpt_neox have no heads that share keys and values, and no entry for them.
     kv_heads = heads if (learned or neox) else getattr(config, "num_key_value_heads", None) or heads
     return Family(
         row=row,
@@ -160,11 +166,13 @@ def describe(config: Any) -> Family:
         qkv="heads" if neox else "blocks" if "qkv" in row.roles else "separate",
         qk_norm="head" if kind == "qwen3" or (phi and config.qk_layernorm) else "all" if kind == "olmo2" else "none",
         rope=None if learned else _rope(config, head_dim),
+        # smollm3's no_rope_layers holds 1 where a layer does have rotary positions.
         rope_layers=tuple(bool(v) for v in getattr(config, "no_rope_layers", None) or [not learned] * layers),
         windows=_windows(config),
         scales=_scales(config, head_dim),
         score_cap=getattr(config, "attn_logit_softcapping", None),
         logit_cap=getattr(config, "final_logit_softcapping", None),
+        # gemma multiplies embeddings by √d_model without an entry in its config; granite has one.
         embed_scale=d_model**0.5 if kind in ("gemma", "gemma2") else getattr(config, "embedding_multiplier", None),
         residual_scale=getattr(config, "residual_multiplier", None),
         logit_divisor=getattr(config, "logits_scaling", None),
@@ -187,6 +195,7 @@ def _first(config: Any, *names: str, default: Any) -> Any:
 
 
 def _d_ff(config: Any) -> int:
+    # gpt2's n_inner is None where the MLP is four times as wide as the model.
     return _first(config, "intermediate_size", "ffn_dim", "n_inner", default=4 * config.hidden_size)
 
 
@@ -199,7 +208,9 @@ def _activation(config: Any) -> str:
 def _norms(config: Any) -> tuple[tuple[str, str], ...]:
     return {
         "gemma2": _SANDWICH,
+        # olmo2 normalises what leaves attention and MLP, and nothing that enters.
         "olmo2": (_SANDWICH[1], _SANDWICH[3]),
+        # One norm for both branches, which run side by side.
         "phi": (("norm", "input_layernorm"),),
         "gpt2": (("attention_norm", "ln_1"), ("mlp_norm", "ln_2")),
         "opt": (("attention_norm", "self_attn_layer_norm"), ("mlp_norm", "final_layer_norm")),
@@ -207,6 +218,7 @@ def _norms(config: Any) -> tuple[tuple[str, str], ...]:
 
 
 def _order(config: Any) -> str:
+    # Parallel: attention and MLP read the same hidden state, and both are added to it.
     if config.model_type == "phi" or (config.model_type == "gpt_neox" and config.use_parallel_residual):
         return "parallel"
     return "after" if config.model_type == "opt" and not config.do_layer_norm_before else "residual"
@@ -214,11 +226,14 @@ def _order(config: Any) -> str:
 
 def _scales(config: Any, head_dim: int) -> tuple[float | None, ...]:
     scale = None
+    # Scores that are not divided at all.
     if config.model_type == "gpt2" and not config.scale_attn_weights:
         scale = 1.0
+    # None stands for the usual 1/√head_dim, so that only a scale that differs is written into the file.
     if (scalar := getattr(config, "query_pre_attn_scalar", None)) is not None and scalar != head_dim:
         scale = float(scalar) ** -0.5
     scale = getattr(config, "attention_multiplier", None) or scale
+    # gpt2: layer i divides by i + 1 as well.
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
         return tuple((scale or head_dim**-0.5) / (i + 1) for i in range(config.num_hidden_layers))
     return (scale,) * config.num_hidden_layers
@@ -247,9 +262,12 @@ def _rope(config: Any, head_dim: int) -> Rope:
     refuse(kind not in SUPPORTED_ROPE, f"rotary positions of type {kind!r}", ", ".join(SUPPORTED_ROPE))
     theta = float(parameters["rope_theta"])
     if kind == "default":
+        # These families turn only a part of every head.
         fraction = parameters.get("partial_rotary_factor", 1.0) if config.model_type in ("phi", "phi3", "gpt_neox") else 1.0
         return Rope(theta, int(head_dim * fraction))
+    # The function that the model itself calls, so that the file's frequencies cannot be others.
     frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
     # Only names from this file go into generated code: a config's own keys may hold anything.
     numbers = ", ".join(f"{key} {float(parameters[key]):g}" for key in _ROPE_NUMBERS if parameters.get(key) is not None)
+    # One frequency turns two dimensions.
     return Rope(theta, 2 * len(frequencies), f"{kind} ({numbers})", frequencies.float(), float(scale))

@@ -27,6 +27,7 @@ class Inlined:
 
     @property
     def text(self) -> str:
+        """The definitions as they stand in a file."""
         return "\n\n\n".join(self.definitions.values())
 
 
@@ -41,6 +42,7 @@ def inline(objects: Iterable[Any]) -> Inlined:
     """
     out = Inlined()
     for item in objects:
+        # A kind of another package may use helpers of its own, which are copied as well.
         out.packages.add(item.__module__.partition(".")[0])
         _define(item.__name__, sys.modules[item.__module__], out)
     return out
@@ -62,8 +64,28 @@ def import_block(lines: Iterable[str]) -> str:
         else:
             plain.add(ast.unparse(statement))
     merged = [*sorted(plain), *(f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names))]
+    # `import x` or `from x import y`: either way the second word is the module.
     standard = [line for line in merged if line.split()[1].partition(".")[0] in sys.stdlib_module_names]
     return "\n\n".join("\n".join(group) for group in (standard, [line for line in merged if line not in standard]) if group)
+
+
+def refuse_twice(source: str) -> str:
+    """`source`, a generated file. Raises ValueError where it defines a name twice: the later one would stand for both.
+
+    >>> refuse_twice("class MLP: ...\\nclass MLP: ...")
+    Traceback (most recent call last):
+    ValueError: the generated file has two definitions of MLP; a kind that is copied there must rename its own
+    """
+    seen: set[str] = set()
+    for statement in ast.parse(source).body:
+        names = _bound(statement)
+        # An import may come twice; two definitions of one name would silently be the second.
+        if not isinstance(statement, ast.Import | ast.ImportFrom) and (twice := sorted(names & seen)):
+            raise ValueError(
+                f"the generated file has two definitions of {twice[0]}; a kind that is copied there must rename its own"
+            )
+        seen |= names
+    return source
 
 
 def _define(name: str, module: ModuleType, out: Inlined) -> None:
@@ -80,8 +102,10 @@ def _define(name: str, module: ModuleType, out: Inlined) -> None:
             return
         needed = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
         for other in sorted(needed - {name}):
+            # Builtins and local names are no attributes of the module.
             if hasattr(module, other):
                 _define(other, module, out)
+        # Only now: what it needs has been added before it, so the order of the dict is one to define things in.
         text = _segment(source, statement)
         if out.definitions.setdefault(name, text) != text:
             raise ValueError(f"{module.__name__}.{name} and another {name} cannot stand in one file; rename one of them")
@@ -97,7 +121,7 @@ def _import(name: str, statement: ast.Import | ast.ImportFrom, module: ModuleTyp
         origin = f"{package}.{statement.module or ''}".strip(".")
         if origin.partition(".")[0] in out.packages:
             _define(alias.name, sys.modules[origin], out)
-            if alias.asname:
+            if alias.asname:  # known here under another name
                 out.definitions.setdefault(name, f"{name} = {alias.name}")
             return
         out.imports.add(f"from {origin} import {ast.unparse(alias)}")
@@ -123,5 +147,6 @@ def _bound(statement: ast.stmt) -> set[str]:
 def _segment(source: str, statement: ast.stmt) -> str:
     """The statement's lines, decorators included."""
     decorators = getattr(statement, "decorator_list", [])
+    # A definition's lineno is that of `def` or `class`; its decorators stand above.
     first = min([statement.lineno, *(d.lineno for d in decorators)])
     return "\n".join(source.splitlines()[first - 1 : statement.end_lineno])

@@ -33,6 +33,7 @@ def call(
     margin = " " * spaces
     one = f"{margin}{name}({', '.join(arguments)}){tail}"
     if len(one) <= width:
+        # A call is not broken for the sake of its comment.
         return [one + comment if len(one + comment) <= width else one]
     inner = [f"{margin}    {', '.join(arguments)}"]
     if len(inner[0]) > width:
@@ -43,10 +44,12 @@ def call(
 def broken(expression: str, spaces: int, width: int = WIDTH, tail: str = "") -> list[str]:
     """Lines of an expression that may be a call or a list, broken at its own commas where it is too long."""
     margin = " " * spaces
+    # Only what ends in a bracket has commas to be broken at.
     if len(margin + expression + tail) <= width or expression[-1:] not in (")", "]"):
         return [margin + expression + tail]
     opening = _opening(expression)
     parts = split_commas(expression[opening + 1 : -1])
+    # A single argument would be as long in a line of its own.
     if len(parts) == 1:
         return [margin + expression + tail]
     inner = [line for part in parts for line in broken(part, spaces + 4, width, ",")]
@@ -70,6 +73,7 @@ def fit(source: str) -> str:
             lines.append(fill(line.strip(), WIDTH, initial_indent=margin, subsequent_indent=margin))
         else:
             lines += [margin + "# " + comment, code] if mark else [line]
+        # One mark opens or closes a docstring; two are a docstring of one line.
         inside ^= line.count('"""') == 1
     return "\n".join(lines)
 
@@ -92,6 +96,7 @@ def split_commas(arguments: str) -> list[str]:
 def _opening(expression: str) -> int:
     """Position of the bracket that the last character closes."""
     depth = 0
+    # Backwards, to the bracket at the depth of the last one.
     for i in range(len(expression) - 1, -1, -1):
         depth += (expression[i] in ")]}") - (expression[i] in "([{")
         if depth == 0:

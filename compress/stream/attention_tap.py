@@ -42,7 +42,7 @@ class Residuals:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
     ) -> tuple[Tensor, Tensor | None]:
         # As the attention itself looks it up: in the table, or, where it computes eagerly, in the file of its class.
-        eager = getattr(sys.modules[type(self._attention).__module__], "eager_attention_forward", None)
+        eager = sys.modules[type(self._attention).__module__].eager_attention_forward
         own = ALL_ATTENTION_FUNCTIONS.get_interface(self._config._attn_implementation, eager)
         with torch.no_grad():
             weighted, top = attend(query, key, value, attention_mask, more.get("scaling"), more.get("softcap"))

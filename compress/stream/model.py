@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.architecture import Architecture, architecture
-from compress.checkpoint.shards import Shards
+from compress.checkpoint.source import TensorSource
 from compress.stream.hidden import Hidden
 
 
@@ -47,20 +46,20 @@ class _Recorder(nn.Module):
 
 
 class StreamedModel:
-    """A causal language model on the meta device whose parts are loaded on demand.
+    """A causal language model on the meta device whose parts are loaded on demand from its stored tensors, `shards`.
 
     Weights are computed with in `dtype` (float32 by default, whatever the checkpoint stores), one decoder layer at a time.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, shards: TensorSource, config: Any, dtype: torch.dtype = torch.float32) -> None:
         from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
-        self.config = AutoConfig.from_pretrained(folder)
-        if getattr(self.config, "quantization_config", None):
-            raise ValueError(f"{folder} is already compressed or quantized; fit a recipe on the original model")
-        self.architecture: Architecture = architecture(self.config.model_type)
-        self.shards = Shards(folder)
+        if getattr(config, "quantization_config", None):
+            raise ValueError(f"{shards.name} is already compressed or quantized; fit a recipe on the original model")
+        self.config = config
+        self.architecture: Architecture = architecture(config.model_type)
+        self.shards = shards
         self.dtype = dtype
         with init_empty_weights(include_buffers=False):
             self.model: Any = AutoModelForCausalLM.from_config(self.config, dtype=dtype).eval()
@@ -117,7 +116,7 @@ class StreamedModel:
         missing = sorted(own.keys() - tensors.keys())
         if missing:
             raise ValueError(
-                f"{self.shards.folder}: no tensor {name}{missing[0]}; the folder does not hold the model config.json names"
+                f"{self.shards.name}: no tensor {name}{missing[0]}; the folder does not hold the model config.json names"
             )
         for key in own:
             if not bool(torch.isfinite(tensors[key]).all()):

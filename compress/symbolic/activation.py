@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,12 +25,15 @@ def _half_of(x: Tree, squashed: Tree) -> Tree:
 
 
 def _gelu_tanh(x: Tree) -> Tree:
+    # The tanh form of GELU of Hendrycks and Gimpel, arXiv:1606.08415: x + 0.044715 x³, times √(2/π), within the tanh.
     cubic = ["add", x, ["mul", ["rational", 44715, 1000000], x, x, x]]
     return _half_of(x, ["tanh", ["mul", ["sqrt", ["mul", ["int", 2], ["reciprocal", _PI]]], cubic]])
 
 
+# π = 4 arctan 1. Trees hold whole numbers and fractions only; a decimal would be a parameter, which a fit may move.
 _PI: Tree = ["mul", ["int", 4], ["atan", ["int", 1]]]
 FORMS: dict[str, Tree] = {
+    # σ(x) = ½ (1 + tanh(x / 2)): SiLU, x σ(x), and quick GELU, x σ(1.702 x), are halves as well.
     "silu": _half_of(_X, ["tanh", ["mul", _HALF, _X]]),
     "gelu": _half_of(_X, ["erf", ["mul", ["reciprocal", ["sqrt", ["int", 2]]], _X]]),
     "gelu_tanh": _gelu_tanh(_X),
@@ -41,11 +45,14 @@ FORMS: dict[str, Tree] = {
 
 def recognise(function: Callable[[Tensor], Tensor]) -> tuple[str, Tree] | None:
     """(name, tree over input 0) of the known activation that `function` equals on [−8, 8]; None where it is none of them."""
+    # Steps of 0.05 through 0: the kink of a ReLU is one of the points.
     grid = torch.linspace(-8, 8, 321)
     with torch.no_grad():
         values = function(grid)
-    if not isinstance(values, Tensor) or values.shape != grid.shape:
+    # A model's own module may give anything, whatever it is declared to give.
+    if not isinstance(cast(object, values), Tensor) or values.shape != grid.shape:
         return None
+    # By values, not by class or name: libraries have many classes for one function, and one name for several.
     for name, tree in FORMS.items():
         form = evaluate_numpy(compile_program([tree], 1, 0), grid.double().numpy()[:, None], [])[:, 0]
         if np.abs(form - values.double().numpy()).max() < _TOLERANCE:
@@ -54,7 +61,7 @@ def recognise(function: Callable[[Tensor], Tensor]) -> tuple[str, Tree] | None:
 
 
 def with_input(tree: Tree, index: int) -> Tree:
-    """The same over another input than 0."""
+    """The same tree over input `index` instead of input 0."""
 
     def visit(node: Tree, args: list[Tree]) -> Tree:
         if node[0] == "var":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compress.symbolic.expression import check_tree, fold, tree_children
-from compress.symbolic.lowering import Lowering
+from compress.symbolic.lowering import Lowering, Value
 from compress.symbolic.operations import PRIMITIVES, Tree
 from compress.symbolic.program import Program
 from compress.symbolic.schedule import schedule
@@ -19,7 +19,7 @@ def compile_program(trees: Sequence[Tree], n_inputs: int, n_constants: int) -> P
     Raises ValueError, with the tree's position, as `check_tree` does and where a part made of literals alone is not finite.
     """
     lowering = Lowering()
-    outputs = []
+    outputs: list[Value] = []
     for i, tree in enumerate(trees):
         try:
             check_tree(tree, n_inputs, n_constants)
@@ -28,22 +28,6 @@ def compile_program(trees: Sequence[Tree], n_inputs: int, n_constants: int) -> P
             raise ValueError(f"expression {i}: {error}") from None
     literals, instructions, registers = lowering.finish(outputs, n_inputs, n_constants)
     return Program(n_inputs, n_constants, literals, instructions, registers)
-
-
-def symbolic_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments of `SymbolicMLP` from a spec's options as read from disk: checked `expressions` become `program`.
-
-    The only place where stored expressions turn into something that runs. Raises ValueError as `compile_program` does.
-    """
-    options = dict(options)
-    if not isinstance(trees := options.pop("expressions", None), list):
-        raise ValueError("a symbolic_mlp needs `expressions`, a list of trees")
-    for key, least in {"d_model": 1, "inputs": 1, "outputs": 1, "affine": 0, "constants": 0}.items():
-        if type(options.get(key)) is not int or options[key] < least:
-            raise ValueError(f"a symbolic_mlp needs `{key}`, an integer of {least} or more, got {options.get(key)!r}")
-    if len(trees) != options["outputs"]:
-        raise ValueError(f"{len(trees)} expressions for {options['outputs']} outputs; there must be one each")
-    return options | {"program": program_to_json(compile_program(trees, options["inputs"], options["constants"]))}
 
 
 def program_to_json(program: Program) -> dict[str, Any]:
@@ -72,12 +56,16 @@ def program_from_json(data: Mapping[str, Any]) -> Program:
         tuple((name, tuple(args)) for name, args in data["instructions"]),
         tuple(data["outputs"]),
     )
+    # What each register holds, grown as it is read: an instruction may only read what is there, and of the kind it takes.
     kinds = ["real"] * program.first_instruction
     for name, args in program.instructions:
         row = PRIMITIVES.get(name)
+        # A program has two arguments where a tree has any number: lowering folds them.
         count = row and (2 if row.most is None else row.least)
+        # type, not isinstance: a JSON `true` would read register 1.
         if row is None or len(args) != count or not all(type(a) is int and 0 <= a < len(kinds) for a in args):
             raise ValueError(f"not an instruction at register {len(kinds)}: {name!r} {args}")
+        # `takes` repeats its last kind; zip drops what is too much.
         takes = [*row.takes, *[row.takes[-1]] * len(args)]
         if any(kinds[a] != kind for a, kind in zip(args, takes, strict=False)):
             raise ValueError(f"{name!r} at register {len(kinds)} mixes conditions and numbers")

@@ -20,7 +20,7 @@ from compress.symbolic.operations import Tree, apply
 
 MAX_LENGTH = 20_000  # characters
 MAX_EXPONENT = 64
-_BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.Pow: "pow", ast.Mod: "mod"}
+_BINARY: dict[type, str] = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.Pow: "pow", ast.Mod: "mod"}
 _SYNONYMS = {"neg": "neg", "ceiling": "ceil", "Abs": "abs", "Max": "maximum", "Min": "minimum", "pow_abs": "powabs"}
 
 
@@ -34,17 +34,20 @@ def read_equation(text: str, names: Sequence[str]) -> tuple[Tree, list[float]]:
     """
     if len(text) > MAX_LENGTH:
         raise ValueError(f"an equation of {len(text)} characters; at most {MAX_LENGTH} are read")
+    # Julia: 1.5f-3 is a float32 number, ^ a power.
+    # The look-behind leaves names that hold digits, such as x1f2, whole.
     python = re.sub(r"(?<![\w.])(\d+\.?\d*|\.\d+)f([+-]?\d+)", r"\1e\2", text).replace("^", "**")
     try:
         root = ast.parse(python.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
+        # ast.parse answers null bytes with a ValueError, deep nesting with a RecursionError or a MemoryError.
         raise ValueError(f"not an equation: {text[:80]!r}") from None
     position = {name: i for i, name in enumerate(names)}
     constants: list[float] = []
 
     def leaf(value: Any) -> Tree:
-        """Numbers stay Python floats until they meet a variable."""
-        if isinstance(value, list):
+        """Numbers stay Python floats until they meet a variable; everything else is a tree already."""
+        if not isinstance(value, float):
             return value
         constants.append(value)
         return ["param", len(constants) - 1]
@@ -57,8 +60,10 @@ def read_equation(text: str, names: Sequence[str]) -> tuple[Tree, list[float]]:
                 raise ValueError(f"unknown variable {node.id[:40]!r} in {text[:80]!r}; known are {', '.join(names)}")
             return ["var", position[node.id]]
         name = _function(node, text)
+        # Numbers alone: computed by the program that computes everything else, and checked to be finite.
         if all(isinstance(a, float) for a in args):
             return _finite(_value(apply(name, *(["param", k] for k in range(len(args)))), args), text)
+        # An exponent must not become a parameter: moved off 2 it would make negative bases NaN.
         if name == "pow" and isinstance(args[1], float):
             return apply("pow", args[0], _exponent(args[1], leaf))
         return apply(name, *(leaf(a) for a in args))
@@ -79,7 +84,8 @@ def _children(node: ast.AST) -> list[ast.AST]:
             return [node.operand]
         case ast.Call(func=ast.Name(), keywords=[]):
             return list(node.args)
-    return []
+        case _:
+            return []
 
 
 def _function(node: ast.AST, text: str) -> str:
@@ -89,14 +95,17 @@ def _function(node: ast.AST, text: str) -> str:
         case ast.UnaryOp(op=ast.USub()):
             return "neg"
         case ast.UnaryOp(op=ast.UAdd()):
-            return "add"
+            return "add"  # a sum of one
         case ast.Call(func=ast.Name(id=name), keywords=[]) if node.args:
+            # PySR's guarded functions, safe_log and the like, are NaN outside their domain, as the table's own are.
             name = name.removeprefix("safe_")
             return _SYNONYMS.get(name, name)
-    raise ValueError(f"{type(node).__name__} is not allowed in an equation: {text[:80]!r}")
+        case _:
+            raise ValueError(f"{type(node).__name__} is not allowed in an equation: {text[:80]!r}")
 
 
 def _finite(value: Any, text: str) -> float:
+    # type, since True is an int; bits, since math.isfinite raises OverflowError for an integer beyond float64.
     if type(value) not in (int, float) or (type(value) is int and value.bit_length() > 1000) or not math.isfinite(value):
         raise ValueError(f"a number that is not finite, or no number, in {text[:80]!r}")
     return float(value)

@@ -25,6 +25,7 @@ class Lowering:
     def __init__(self) -> None:
         self._literals: dict[float | str, int] = {}
         self._values: list[float] = []
+        # Every instruction so far, and its value: what is asked for again is found here (hash-consing).
         self._known: dict[tuple[str, tuple[Value, ...]], Value] = {}
         self._code: list[tuple[str, tuple[Value, ...]]] = []
 
@@ -41,16 +42,20 @@ class Lowering:
                 return self._literal(p / q)
             case ["nan"]:
                 return self._literal(math.nan, nan=True)
+            case _:
+                return self._operation(node[0], args)
+
+    def _operation(self, name: str, args: list[Value]) -> Value:
+        """Arithmetic in its canonical form; everything else is an instruction as it is."""
         rules: dict[str, Callable[..., Value]] = {
             "add": self._sum,
             "mul": self._product,
-            "sub": lambda x, y: self._sum(x, self._neg(y)),
+            "sub": self._difference,
             "neg": self._neg,
-            "div": lambda x, y: self._product(x, self._reciprocal(y)),
+            "div": self._quotient,
             "reciprocal": self._reciprocal,
             "pow": self._power,
         }
-        name = node[0]
         if name in rules:
             return rules[name](*args)
         return self._chain(name, args) if PRIMITIVES[name].most is None else self._emit(name, *args)
@@ -59,7 +64,7 @@ class Lowering:
         self, outputs: Sequence[Value], n_inputs: int, n_constants: int
     ) -> tuple[tuple[float, ...], tuple[tuple[str, tuple[int, ...]], ...], tuple[int, ...]]:
         """(literals, instructions, outputs) by register number; what no output needs is dropped."""
-        needed = set(outputs)
+        needed = set(outputs)  # grown backwards: an instruction reads earlier ones only
         for index in range(len(self._code) - 1, -1, -1):
             if (RESULT, index) in needed:
                 needed.update(self._code[index][1])
@@ -70,6 +75,7 @@ class Lowering:
         register |= {(RESULT, i): first + len(literals) + new for new, i in enumerate(results)}
 
         def number(value: Value) -> int:
+            # Whatever has not been renumbered is an input, in its own place, or a constant, after the inputs.
             return register.get(value, value[1] + (n_inputs if value[0] == CONSTANT else 0))
 
         code = tuple((name, tuple(map(number, args))) for name, args in (self._code[i] for i in results))
@@ -94,8 +100,10 @@ class Lowering:
         return self._code[value[1]][1]
 
     def _emit(self, name: str, *args: Value) -> Value:
+        # One order, so that x·y and y·x are one instruction.
         if name in COMMUTATIVE:
             args = tuple(sorted(args))
+        # Literals alone are computed now and are a literal again; a condition has no literal form.
         if all(value[0] == LITERAL for value in args) and PRIMITIVES[name].gives == "real":
             function: Any = PRIMITIVES[name].numpy
             with np.errstate(all="ignore"):
@@ -107,6 +115,7 @@ class Lowering:
         return self._known[key]
 
     def _chain(self, name: str, args: Sequence[Value]) -> Value:
+        # Sorted, so that chains over the same values begin alike and share what they begin with.
         first, *rest = sorted(args)
         for value in rest:
             first = self._emit(name, first, value)
@@ -115,6 +124,7 @@ class Lowering:
     def _neg(self, value: Value) -> Value:
         if (number := self._number(value)) is not None:
             return self._literal(-number)
+        # −(−x) = x and −(a − b) = b − a.
         if inner := self._operands(value, "neg"):
             return inner[0]
         if inner := self._operands(value, "sub"):
@@ -122,12 +132,22 @@ class Lowering:
         return self._emit("neg", value)
 
     def _reciprocal(self, value: Value) -> Value:
+        # 1 / (a / b) = b / a.
         if inner := self._operands(value, "div"):
             return self._emit("div", inner[1], inner[0])
         return self._emit("reciprocal", value)
 
+    def _difference(self, x: Value, y: Value) -> Value:
+        return self._sum(x, self._neg(y))
+
+    def _quotient(self, x: Value, y: Value) -> Value:
+        return self._product(x, self._reciprocal(y))
+
     def _sum(self, *args: Value) -> Value:
-        plus, minus, offset = [], [], 0.0
+        plus: list[Value] = []
+        minus: list[Value] = []
+        offset = 0.0
+        # Literals add up to one offset; what stands behind a minus is subtracted at the end.
         for value in args:
             if (number := self._number(value)) is not None:
                 offset += number
@@ -135,10 +155,12 @@ class Lowering:
                 minus.append(inner[0])
             else:
                 plus.append(value)
+        # A negative offset is subtracted, so that x − 2 and x + (−2) are one form.
         if offset < 0:
             minus.append(self._literal(-offset))
         elif offset or not plus + minus:
             plus.append(self._literal(offset))
+        # Nothing is added: one minus in front of the sum of what is subtracted.
         if not plus:
             return self._neg(self._chain("add", minus))
         total = self._chain("add", plus)
@@ -148,15 +170,19 @@ class Lowering:
 
     def _product(self, *args: Value) -> Value:
         """Divides by one factor after the other: their product could overflow where the quotient does not."""
-        above, below, factor = [], [], 1.0
+        above: list[Value] = []
+        below: list[Value] = []
+        factor = 1.0
         for value in args:
             if (number := self._number(value)) is not None:
                 factor *= number
                 continue
             if inner := self._operands(value, "neg"):
+                # The minus of a factor goes to the product as a whole, where two of them cancel.
                 factor, value = -factor, inner[0]  # noqa: PLW2901
             inner = self._operands(value, "reciprocal")
             (below if inner else above).append(inner[0] if inner else value)
+        # A factor of ±1 is no instruction; its sign is applied to the result.
         if abs(factor) != 1 or not above + below:
             above.append(self._literal(abs(factor)))
         below.sort()
@@ -172,6 +198,7 @@ class Lowering:
             return self._emit("pow", base, exponent)
         whole, half = divmod(int(abs(2 * number)), 2)
         factors = [self._emit("sqrt", base)] if half else []
+        # Square and multiply: `square` is base^(2^i) at bit i of the exponent.
         square = base
         while whole:
             if whole % 2:

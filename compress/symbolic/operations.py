@@ -6,15 +6,17 @@ engines and people may use its name, trees and programs never hold it.
 
 Domains follow IEEE 754 in every backend: outside its domain a function is NaN (infinite at a pole) in torch, ONNX Runtime and
 numpy alike, where sympy would answer with a complex number; the batched form holds infinite intermediate values at ±3.4e38.
-No other guard costs time: candidates are kept only where interval arithmetic rules such values out (`program.certify`).
+No other guard costs time: candidates are kept only where interval arithmetic rules such values out (`evaluate.certify`).
 """
+# sympy and scipy have annotations here and there, but declare none.
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import sympy
@@ -55,7 +57,10 @@ class Operation:
 
 
 def _power(exponent: sympy.Rational) -> Callable[..., Any]:
-    return lambda x, evaluate: sympy.Pow(x, exponent, evaluate=evaluate)
+    def make(x: Any, evaluate: bool) -> Any:
+        return sympy.Pow(x, exponent, evaluate=evaluate)
+
+    return make
 
 
 def _minus(x: Any, evaluate: bool) -> Any:
@@ -100,6 +105,7 @@ def _over(tree: Tree) -> Tree:
 
 _ROWS = (
     # n-ary and binary arithmetic
+    # `takes` and `gives` default to real numbers; bounds answer None where a value might not be finite.
     Operation("add", 1, None, sympy.Add, "Add", np.add, interval.add),
     Operation("mul", 1, None, sympy.Mul, "Mul", np.multiply, interval.mul),
     Operation("sub", 2, 2, _minus_of, "Sub", np.subtract, interval.sub),
@@ -111,6 +117,7 @@ _ROWS = (
     Operation("minimum", 1, None, sympy.Min, "Min", np.minimum, interval.minimum),
     # elementary functions
     _unary("sqrt", _power(sympy.S.Half), "Sqrt", np.sqrt, monotone(np.sqrt, least=0), "x ≥ 0"),
+    # No upper end for what grows: `widen` refuses what leaves the float32 range.
     _unary("exp", sympy.exp, "Exp", np.exp, monotone(np.exp), "x < 88.7, the float32 range"),
     _unary("log", sympy.log, "Log", np.log, monotone(np.log, least=1e-37), "x > 0; −inf at 0"),
     _unary("sin", sympy.sin, "Sin", np.sin, within(-1, 1)),
@@ -177,6 +184,7 @@ def operation(name: str) -> Operation:
     """The row of a name. Raises ValueError with the nearest known one."""
     if name in OPERATIONS:
         return OPERATIONS[name]
+    # Closest matches take time quadratic in the length, and a long name is no slip of the pen.
     near = difflib.get_close_matches(name, OPERATIONS, n=1, cutoff=0.5) if len(name) < 40 else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"no operation {name[:40]!r}{hint} There are: {', '.join(OPERATIONS)}")
@@ -197,4 +205,5 @@ def apply(name: str, *args: Tree) -> Tree:
 def _substitute(template: Tree, args: tuple[Tree, ...]) -> Tree:
     if template[0] == "arg":
         return args[template[1]]
-    return [template[0], *(_substitute(part, args) if isinstance(part, list) else part for part in template[1:])]
+    parts = [_substitute(cast("Tree", part), args) if isinstance(part, list) else part for part in template[1:]]
+    return [template[0], *parts]

@@ -30,12 +30,14 @@ class Program:
 
     @property
     def first_instruction(self) -> int:
+        """The register of the first instruction's result: after the inputs, the constants and the literals."""
         return self.n_inputs + self.n_constants + len(self.literals)
 
     @property
     def varying(self) -> frozenset[int]:
         """The registers whose value depends on an input; the others are the same for every token."""
         found = set(range(self.n_inputs))
+        # One pass forward: an instruction reads earlier registers only.
         for register, (_, args) in enumerate(self.instructions, self.first_instruction):
             if not found.isdisjoint(args):
                 found.add(register)

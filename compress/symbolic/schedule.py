@@ -39,11 +39,13 @@ class _Scheduler:
         self.program = program
         self.first = program.first_instruction
         self.varying = program.varying
+        # `fixed` is the constants, a 1, the literals, the scalars: a literal is `shift` from its register.
         one = program.n_constants
         shift = one + 1 - (program.n_inputs + program.n_constants)
         self.fixed = {program.n_inputs + k: k for k in range(program.n_constants)}
         self.fixed |= {r: r + shift for r in range(program.n_inputs + program.n_constants, self.first)}
         self.scalars: list[list[Any]] = []
+        # What no input changes is computed once per call instead of once per token.
         for register, (name, args) in enumerate(program.instructions, self.first):
             if register not in self.varying:
                 self.fixed[register] = one + 1 + len(program.literals) + len(self.scalars)
@@ -61,11 +63,13 @@ class _Scheduler:
         if register < self.first:
             return itself
         name, args = self.program.instructions[register - self.first]
+        # Sums are merged into one combination of columns, to become one row of a matrix product.
         if name == "add":
             return self.forms[args[0]] + self.forms[args[1]]
         if name in ("sub", "neg"):
             negated = tuple((column, -sign, which) for column, sign, which in self.forms[args[-1]])
             return self.forms[args[0]] + negated if name == "sub" else negated
+        # A number times a sum multiplies every term of it.
         if name == "mul" and len(fixed := [a for a in args if a not in self.varying]) == 1:
             inner = args[0] if args[1] == fixed[0] else args[1]
             terms = self.forms[inner]
@@ -89,17 +93,22 @@ class _Scheduler:
         return [column for column, _, _ in self.forms[register] if column != _ONE]
 
     def steps(self) -> dict[str, Any]:
-        program, needed = self.program, set()
+        """The JSON of this file's docstring."""
+        program = self.program
+        needed: set[int] = set()
         for output in program.outputs:
             needed.update(column for column, _, _ in self.forms[output])
         level = dict.fromkeys(range(program.n_inputs), 0)
+        # Backwards, since an instruction reads earlier registers only: one pass finds everything that an output needs.
         for register in range(len(self.forms) - 1, self.first - 1, -1):
             if register in needed:
                 needed.update(self.reads(register))
         groups: dict[tuple[int, str, tuple[bool, ...]], list[int]] = {}
+        # A level after the deepest column read: everything in one level can run at once.
         for register in sorted(needed - set(level) - {_ONE}):
             level[register] = 1 + max(level[r] for r in self.reads(register))
             groups.setdefault((level[register], *self.kind(register)), []).append(register)
+        # Numbered as the runtime appends them: inputs, then level by level; sorted, so that the numbers are always the same.
         place = {register: register for register in range(program.n_inputs)}
         levels: list[list[Any]] = [[] for _ in range(max(level.values(), default=0))]
         for (depth, name, varies), members in sorted(groups.items()):
@@ -115,6 +124,7 @@ class _Scheduler:
         return name, tuple(a in self.varying for a in args)
 
     def step(self, name: str, varies: tuple[bool, ...], members: list[int], place: dict[int, int]) -> dict[str, Any]:
+        """One call on gathered columns, or one matrix product; `place` gives the column of a register."""
         if name == "linear":
             return {"op": "linear", **self.linear(members, place)}
         args = [self.program.instructions[m - self.first][1] for m in members]
@@ -132,6 +142,7 @@ class _Scheduler:
         bias = [(i, sign, which) for i, column, sign, which in terms if column == _ONE]
         return {
             "rows": len(rows),
+            # zip of no terms gives no lists at all; the format has one for each part.
             "weight": [list(part) for part in zip(*weight, strict=True)] or [[], [], [], []],
             "bias": [list(part) for part in zip(*bias, strict=True)] or [[], [], []],
         }

@@ -15,6 +15,7 @@ def genai_config(model: Any, layers: list[CacheShape], *, positions: bool, file:
     onnxruntime-genai does not mask left padding for such a model; generate batches of equal length with it.
     """
     config = model.config
+    # As the first layer caches, which a replaced attention may do in other sizes than the config says.
     heads, head_dim = layers[0][0]
     context = int(getattr(config, "max_position_embeddings", None) or 2048)
     inputs = {

@@ -82,12 +82,14 @@ def export_onnx(
             model = from_pretrained(source, dtype=getattr(torch, dtype)).eval()
             prepare(model, read_plan(source))
             layers = cache_shapes(model)
+        # Programs are traced as calls of functions, whose bodies are put in afterwards.
         with clock("trace"), surrogates_as_functions(model) as programs:
             graph = trace(model, opset)
         attach(graph, programs)
         passes.tidy(graph, _parameters(model), inline_functions=inline_functions)
         with clock("write"):
             if quantize:
+                # Before the folding, which works in place.
                 _save(graph, stage / _UNFOLDED)
             folded = fold_small_pivots(graph)
             _save(graph, stage / MODEL_FILE)
@@ -182,15 +184,18 @@ def _write_configs(source: Path, out: Path) -> None:
 
 
 def _parameters(model: torch.nn.Module) -> list[str]:
+    # Every name of a tied weight: the trace may know it by any of them.
     return [*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers())]
 
 
 @contextmanager
 def _staged(out: Path) -> Iterator[Path]:
     """A folder inside `out` whose files move to `out` at the end, export.json last; on an error none of them does."""
+    # Inside `out`: on the same file system, where a move is not a copy.
     stage = Path(tempfile.mkdtemp(prefix=".export.", dir=out))
     try:
         yield stage
+        # Nothing went wrong: only now the earlier export goes.
         (out / "export.json").unlink(missing_ok=True)
         for stale in out.glob("*.onnx*"):
             stale.unlink()

@@ -49,17 +49,22 @@ def reference(model: Any, tokens: Sequence[int]) -> Reference:
     """
     config = model.config
     context = int(getattr(config, "max_position_embeddings", None) or 1024)
+    # Prompt, chunk and continuation within the context; at least two tokens.
     length = max(2, min(_PROMPT, context - GREEDY_TOKENS, context - _CHUNK - 1))
     ids = np.resize(np.asarray(tokens, np.int64), 3 * (length + 1 + _CHUNK)).reshape(3, -1)
     mask = np.ones((3, length), np.int64)
+    # The first row is whole, the second a quarter padding, the third half.
     mask[1, : length // 4] = mask[2, : length // 2] = 0
     prompts = np.where(mask == 1, ids[:, :length], int(getattr(config, "pad_token_id", None) or 0))
+    # One token, then several at once, each on the cache of what came before.
     further = (("step", ids[:, length : length + 1]), ("chunk", ids[:, length + 1 :]))
     calls = [prompts, *(new for _, new in further)]
+    # In its own precision first: `float` changes the model in place.
     own = None if next(model.parameters()).dtype == torch.float32 else _torch_logits(model, calls, mask)
     logits = _torch_logits(model.float(), calls, mask)
     rounding = 0.0
     if own is not None:
+        # At padded positions there is nothing to agree on.
         valid = [mask == 1, *(np.ones_like(new) == 1 for _, new in further)]
         rounding = max(_difference(a[v], b[v]) for a, b, v in zip(own, logits, valid, strict=True))
     greedy, margins = _torch_greedy(model, ids[:1, :length], min(GREEDY_TOKENS, context - length))
@@ -82,6 +87,7 @@ def compare(given: Reference, folder: Path, provider: str, *, file: str = MODEL_
         total += int(valid.sum())
     tokens = graph.generate_greedy(given.prompts[:1], given.greedy.shape[1])
     differing = np.flatnonzero(tokens[0] != given.greedy[0])
+    # Tokens that are equal before the first that is not.
     equal = int(differing[0]) if differing.size else tokens.shape[1]
     return {
         "max_abs_difference": max(cases.values()),
@@ -109,6 +115,7 @@ def breach(measured: dict[str, Any], provider: str, dtype: str, tolerance: float
         cases = ", ".join(f"{name} {value:.3g}" for name, value in measured["cases"].items())
         found.append(f"logits differ by {measured['max_abs_difference']:.3g}, above {limit:.3g} ({cases})")
     margin = measured["margin_at_first_difference"]
+    # Where both logits may be off by the limit, the second can overtake the first from twice as far.
     if margin is not None and not (dtype != "float32" and margin <= 2 * limit):
         of = f"{measured['greedy_equal']} of {measured['greedy_tokens']}"
         found.append(f"greedy tokens part after {of} (torch's margin there {margin:.3g})")

@@ -27,6 +27,7 @@ def tidy(model: ir.Model, parameters: Iterable[str], *, inline_functions: bool =
     unflatten(model)
     split_gemm(model)
     gather_rows(model)
+    # Names last, since they are read from what the trace left in the metadata, which then goes.
     name_nodes(model)
     name_weights(model, parameters)
     common.ClearMetadataAndDocStringPass()(model)
@@ -43,6 +44,7 @@ def _share_initializers(graph: ir.Graph) -> None:
     """onnx_ir's own pass cannot hash the exporter's transposed views. A few spread bytes tell most tensors apart."""
     kept: dict[tuple[Any, ...], list[ir.Value]] = {}
     for name, value in list(graph.initializers.items()):
+        # An output keeps a value of its own; without a constant there is nothing to compare.
         if value.const_value is None or value.is_graph_output():
             continue
         array = value.const_value.numpy()
@@ -68,10 +70,12 @@ def name_nodes(model: ir.Model) -> None:
 
 def name_weights(model: ir.Model, parameters: Iterable[str]) -> None:
     """Give weights the checkpoint's names: the exporter prefixes its wrapper's, and numbers what it transposed (here `….T`)."""
+    # torch.export's name of a parameter → the parameter's: a prefix, and underscores for dots.
     mangled = {"p_model_" + name.replace(".", "_"): name for name in parameters}
     taken = set(model.graph.initializers)
     for old, value in list(model.graph.initializers.items()):
         new = old.removeprefix(_WRAPPER)
+        # A constant that was folded has a number for a name; what it was made of is in the metadata of its readers.
         if re.fullmatch(r"val_\d+", old):
             new = _transposed(value, mangled) or old
         if new != old and new not in taken:
@@ -94,5 +98,6 @@ def _transposed(value: ir.Value, mangled: dict[str, str]) -> str | None:
 def _scope(node: ir.Node) -> str:
     """The module a node was traced from: the metadata holds the list ['', 'model', 'model.layers.0', …, 'linear'] as text."""
     scopes = re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES, ""))
+    # The last entry is the operation itself.
     inner = [s for s in scopes[:-1] if s.startswith(_WRAPPER)]
     return inner[-1].removeprefix(_WRAPPER) if inner else ""

@@ -23,11 +23,13 @@ def gather_rows(model: ir.Model) -> None:
     (B, T, d) → transpose to (d, B, T) → gather → transpose back.
     """
     for gather in list(model.graph):
+        # Features (B, T, d), reordered along d by a constant vector: nothing else is touched.
         x, order = gather.inputs[:2] if gather.op_type == "Gather" else (None, None)
         if x is None or x.shape is None or len(x.shape) != 3 or gather.attributes.get_int("axis", 0) not in (-1, 2):
             continue
         if order is None or order.const_value is None or len(order.const_value.shape) != 1:
             continue
+        # Nodes are named by their metadata, which the new ones inherit.
         kept = gather.metadata_props
         rows = ir.node("Transpose", [x], {"perm": [2, 0, 1]}, metadata_props=kept)
         chosen = ir.node("Gather", [rows.outputs[0], order], {"axis": 0}, metadata_props=kept)
@@ -46,6 +48,7 @@ def fold_small_pivots(model: ir.Model, below: int = FOLD_BELOW) -> int:
     for joined in list(model.graph):
         outer = _maker(joined, "Concat", "MatMul", 1) if len(joined.inputs) == 2 else None
         inner = None if outer is None else _maker(outer, "MatMul", "MatMul")
+        # The Concat must be [p; weight @ p] of one p, along the features.
         if outer is None or inner is None or joined.inputs[0] is not outer.inputs[0] or not _joins_features(joined):
             continue
         (x, basis), weight = inner.inputs, outer.inputs[1]
@@ -57,6 +60,7 @@ def fold_small_pivots(model: ir.Model, below: int = FOLD_BELOW) -> int:
         product = ir.node("MatMul", [basis, weight], name=outer.name)
         columns = ir.node("Concat", [basis, product.outputs[0]], {"axis": 1}, name=joined.name)
         last, made = joined, [product, columns]
+        # With the reordering, where it is there and nothing else reads between.
         if (ordering := _ordering(joined)) is not None:
             gather, last = ordering
             made.append(ir.node("Gather", [columns.outputs[0], gather.inputs[1]], {"axis": 1}, name=gather.name))

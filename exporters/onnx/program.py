@@ -48,11 +48,13 @@ class _Nodes:
         return name
 
     def number(self, values: Any, dtype: Any = np.int64) -> str:
+        """A Constant node of these values."""
         import onnx
 
         return self("Constant", value=onnx.numpy_helper.from_array(np.asarray(values, dtype)))
 
     def split(self, tensor: str, count: int, axis: int) -> list[str]:
+        """The slices of a tensor along an axis, each of size 1."""
         import onnx
 
         names = [f"{self.prefix}{tensor}{i}" for i in range(count)]
@@ -61,14 +63,17 @@ class _Nodes:
 
 
 def _batched(nodes: _Nodes, program: Program, steps: dict[str, Any], *, z: str, constants: str, output: str) -> None:
+    # In the order of the schedule: constants, 1, literals, then the scalars as they are computed.
     fixed = nodes.number([1.0, *program.literals], np.float32)
     if program.n_constants:
         fixed = nodes("Concat", constants, fixed, axis=0)
     for name, args in steps["scalars"]:
+        # Index lists of one: scalars are vectors of length 1, which can be joined.
         result = nodes(PRIMITIVES[name].onnx, *(nodes("Gather", fixed, nodes.number([a])) for a in args))
         fixed = nodes("Concat", fixed, result, axis=0)
     columns = _Columns(nodes, z, program.n_inputs)
     for level in steps["levels"]:
+        # The whole level before any of it is appended: it reads earlier levels only.
         new = [_step(nodes, step, columns, fixed) for step in level]
         for made, step in zip(new, level, strict=True):
             ends = (nodes.number(end, np.float32) for end in (-_LARGEST, _LARGEST))
@@ -99,6 +104,7 @@ class _Columns:
         self._nodes, self._blocks, self._joined = nodes, [(z, range(width))], dict[tuple[int, ...], str]()
 
     def append(self, tensor: str, width: int) -> None:
+        """Add what a step made, `width` columns."""
         start = self._blocks[-1][1].stop
         self._blocks.append((tensor, range(start, start + width)))
 
@@ -115,6 +121,7 @@ class _Columns:
     def read(self, indices: Sequence[int]) -> str:
         """These columns as one tensor (…, len(indices))."""
         tensor, width, at = self.within(indices)
+        # All columns in order: the tensor as it is.
         if at == list(range(width)):
             return tensor
         if at == list(range(at[0], at[0] + len(at))):
@@ -142,6 +149,7 @@ def _scatter(nodes: _Nodes, shape: list[int], at: Sequence[tuple[int, ...]], val
         return zeros
     sign, which = values
     added = nodes("Mul", nodes("Gather", fixed, nodes.number(which)), nodes.number(sign, np.float32))
+    # Where a place occurs twice ScatterND would keep one of the two, unless told to add.
     return nodes("ScatterND", zeros, nodes.number(at), added, **({"reduction": "add"} if len(set(at)) < len(at) else {}))
 
 
@@ -155,6 +163,7 @@ def _straight(nodes: _Nodes, program: Program, z: str, constants: str, output: s
         registers.append(nodes(PRIMITIVES[name].onnx, *(registers[a] for a in args)))
     parts, varying = [], program.varying
     for register in program.outputs:
+        # An output that reads no input takes the shape of a column.
         same = registers[register] if register in varying else nodes("Expand", registers[register], nodes("Shape", first))
         parts.append(same)
     nodes("Concat", *parts, axis=-1, into=output)

@@ -65,6 +65,7 @@ def _int8(source: Path, target: Path) -> None:
 def _int4(source: Path, target: Path) -> None:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+    # accuracy_level 4: the products are computed in int8.
     quantizer = MatMulNBitsQuantizer(onnx.load(source), bits=4, block_size=_BLOCK, is_symmetric=False, accuracy_level=4)
     quantizer.process()
     written: Any = quantizer.model  # an ONNXModel after process()

@@ -22,11 +22,13 @@ def group_queries(model: ir.Model) -> None:
 
 def _unrepeated(value: ir.Value | None) -> ir.Value | None:
     """x (B, heads, T, D) where `value` is `repeat_kv(x)`: unsqueeze to (B, heads, 1, T, D), expand, reshape to n · heads."""
+    # From the last operation of repeat_kv back to the first.
     for op_type in ("Reshape", "Expand", "Unsqueeze"):
         node = None if value is None else value.producer()
         if node is None or node.op_type != op_type:
             return None
         value, shape_or_axes = node.inputs
+    # The last node read is the Unsqueeze, whose axes say what was repeated.
     axes = None if shape_or_axes is None else shape_or_axes.const_value
     repeats_heads = axes is not None and axes.numpy().tolist() == [2]
     return value if repeats_heads and value is not None and value.shape is not None and len(value.shape) == 4 else None
@@ -40,6 +42,7 @@ def unflatten(model: ir.Model) -> None:
         if gemm is None or flatten is None or not _is_plain(gemm) or len(gemm.outputs[0].uses()) != 1:
             continue
         x, y = flatten.inputs[0], restore.outputs[0]
+        # The two reshapes must give back the dimensions (B, T) that they took.
         if x is None or x.shape is None or y.shape is None or len(y.shape) != 3 or x.shape[:2] != y.shape[:2]:
             continue
         made = []
@@ -58,6 +61,7 @@ def split_gemm(model: ir.Model) -> None:
     """
     for gemm in list(model.graph):
         weight = gemm.inputs[1] if gemm.op_type == "Gemm" else None
+        # A weight with other readers would have to be stored both ways round.
         if weight is None or not _is_plain(gemm, transposed=True) or weight.const_value is None or len(weight.uses()) != 1:
             continue
         matrix = ir.tensor(weight.const_value.numpy().T, name=f"{weight.name}.T")
@@ -95,6 +99,7 @@ def _heads_joined(graph: ir.Graph) -> ir.Value:
     """The constant shape (B, T, everything else), made once."""
     name = "heads_joined"
     if name not in graph.initializers:
+        # In Reshape, 0 keeps a dimension, −1 is what is left.
         shape = ir.tensor([0, 0, -1], dtype=ir.DataType.INT64, name=name)
         graph.register_initializer(ir.Value(name=name, const_value=shape, type=ir.TensorType(shape.dtype), shape=ir.Shape([3])))
     return graph.initializers[name]

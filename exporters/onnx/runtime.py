@@ -60,6 +60,7 @@ class OnnxModel:
             options.intra_op_num_threads = threads
         # A float32 graph is meant to be float32: CUDA would round products to TF32 (10 bits) otherwise.
         chosen: Any = (CUDA, {"use_tf32": "0"}) if provider == CUDA else provider
+        # The CPU runs what another provider has no kernel for.
         self.session = onnxruntime.InferenceSession(path, options, providers=[chosen] if provider == CPU else [chosen, CPU])
         if provider not in self.session.get_providers():  # onnxruntime falls back to the CPU with a warning only
             raise ValueError(f"onnxruntime could not start {provider!r} (a missing library?); use {CPU!r}")
@@ -70,6 +71,7 @@ class OnnxModel:
 
     @property
     def n_layers(self) -> int:
+        """Layers with a cache: each has two inputs, of keys and of values."""
         return len(self._cache_inputs) // 2
 
     def empty_cache(self, batch: int) -> Cache:
@@ -99,6 +101,7 @@ class OnnxModel:
             )
         feeds: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if self.takes_positions:
+            # Counted over the whole mask, handed in for the new tokens.
             feeds["position_ids"] = positions(mask)[:, -new:]
         cache = self.empty_cache(batch) if past is None else past
         cached = {i.name: value for i, value in zip(self._cache_inputs, cache, strict=True)}
@@ -141,6 +144,7 @@ class OnnxModel:
         if self.provider == CPU and given.type in _NUMPY:
             return np.zeros(shape, _NUMPY[given.type])
         kind = _NUMPY.get(given.type, _BFLOAT16)
+        # numpy has no bfloat16; an OrtValue has.
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind, _device(self.provider))
 
 

@@ -30,6 +30,7 @@ def surrogates_as_functions(model: nn.Module) -> Iterator[dict[str, Program]]:
         for path, module in modules.items():
             name = _unused(f"surrogate_layer_{_layer(path)}", programs)
             programs[name] = program_of(module)
+            # On the instance, where it hides the class's own until it is taken off.
             module.forward = _call(module, name)  # type: ignore[method-assign]
         yield programs
     finally:
@@ -42,6 +43,7 @@ def attach(model: ir.Model, programs: dict[str, Program]) -> None:
     for name, program in programs.items():
         function = ir.serde.deserialize_function(function_proto(name, program, model.opset_imports[""]))
         model.functions[function.identifier()] = function
+    # A graph imports the domain of every function that it calls.
     if programs:
         model.opset_imports[DOMAIN] = 1
 
@@ -64,6 +66,7 @@ def program_of(module: ExpressionProgram) -> Program:
 def _call(module: ExpressionProgram, name: str) -> Callable[[Tensor], Tensor]:
     def forward(z: Tensor) -> Tensor:
         """z (..., inputs) float32 → (..., outputs)"""
+        # The constants are handed in, so that they stay weights of the graph.
         inputs = (z, module.constants) if module.constants.numel() else (z,)
         shape = (*z.shape[:-1], len(module.outputs))
         return torch.onnx.ops.symbolic(f"{DOMAIN}::{name}", inputs, dtype=z.dtype, shape=shape, version=1)

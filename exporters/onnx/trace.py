@@ -101,6 +101,7 @@ def cache_shapes(model: Any) -> list[CacheShape]:
     with torch.no_grad():
         ids = torch.zeros(1, 2, dtype=torch.int64)
         cache = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True).past_key_values
+    # (B, heads, T, head_dim)
     return [tuple((t.shape[1], t.shape[3]) for t in (layer.keys, layer.values)) for layer in cache.layers]  # type: ignore[misc]
 
 

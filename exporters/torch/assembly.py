@@ -11,7 +11,7 @@ from typing import Any
 from compress import kinds
 from compress.kinds.contract import Kind
 from compress.source.family import Family, refuse
-from compress.source.inline import import_block, inline
+from compress.source.inline import import_block, inline, refuse_twice
 from compress.source.text import WIDTH, fit
 from compress.version import __version__
 from exporters.torch import blocks
@@ -43,7 +43,7 @@ _SWITCHES = {
 
 
 def source(parts: Parts) -> str:
-    """The whole file."""
+    """The whole file. Raises ValueError where what a kind has copied into it takes a name of the file's own."""
     family = parts.family
     roles = {
         "Attention": [role for role in family.row.roles if role not in family.row.mlp_roles],
@@ -53,6 +53,7 @@ def source(parts: Parts) -> str:
     columns = {name: [role for role in group if not fixed(parts.of(role))] for name, group in roles.items()}
     tabled = parts.of(*columns["Attention"], *columns["MLP"])
     usual = usual_bias(tabled)
+    # A role that no layer has any more, of MLPs that are replaced, is in no class.
     built = {
         name: {role: _built(family, parts.of(role), role, role in columns[name]) for role in group if parts.of(role)}
         for name, group in roles.items()
@@ -66,30 +67,32 @@ def source(parts: Parts) -> str:
         maker_source(tabled, usual),
         blocks.rotary_functions(family),
         blocks.mask_function(family),
+        # The family's own attention, unless no layer has it any more.
         *([] if len(own) == family.layers else [_attention(parts, built, makers)]),
         *([_own_attention(parts)] if own else []),
         blocks.mlp_class(family, built["MLP"], makers["MLP"]) if built["MLP"] else "",
         *_mlp_classes(parts),
+        # Blocks may hold attentions of two classes, which have only nn.Module in common.
         block_class(family, "nn.Module" if own else "Attention"),
         layer_table(_rows(parts, columns, usual), columns),
-        model_class(family, _head(parts.head), links=any(kinds.of(spec).reads is not None for spec in parts.plan.modules)),
+        model_class(family, _head(parts.head), links=_linked(parts)),
         RUNTIME,
     ]
     body = fit("\n\n\n".join(piece for piece in pieces if piece)) + "\n"
+    # Last, since only constants that the body names are written.
     body = f"{blocks.constants(family, parts.end, body)}\n\n{_aliases(family, tabled)}\n\n\n{body}"
-    return (
-        _HEAD.format(
-            model_type=family.row.model_type,
-            layers=family.layers,
-            summary="\n".join(fill(line, WIDTH) for line in (_summary(parts), _letters(family))),
-            imports=_imports(body, [*IMPORTS, *inlined.imports]),
-        )
-        + body
+    head = _HEAD.format(
+        model_type=family.row.model_type,
+        layers=family.layers,
+        summary="\n".join(fill(line, WIDTH) for line in (_summary(parts), _letters(family))),
+        imports=_imports(body, [*IMPORTS, *inlined.imports]),
     )
+    return refuse_twice(head + body)
 
 
 def _attention(parts: Parts, built: Mapping[str, Mapping[str, str]], makers: Mapping[str, Sequence[str]]) -> str:
     arguments = [*makers["Attention"], *_switch_types(parts)]
+    # With another attention function in every layer, the class has no branch for torch's.
     everywhere = len(parts.attentions) == parts.family.layers
     return blocks.attention_class(parts.family, built["Attention"], arguments, parts.switch, everywhere)
 
@@ -106,12 +109,20 @@ def _own_attention(parts: Parts) -> str:
     return type(kind).torch_attention_class(parts.family, placed, biases)
 
 
+def _linked(parts: Parts) -> list[str]:
+    """The classes whose modules are connected to others once all are made."""
+    found = (kinds.of(spec) for spec in parts.plan.modules)
+    return sorted({kind.runtime.__name__ for kind in found if kind.reads is not None})
+
+
 def _mlp_classes(parts: Parts) -> Iterable[str]:
     """What the replaced MLPs need beside inlined classes, kind by kind, in the order of the layers."""
     by_kind: dict[type[Kind], dict[int, Kind]] = {}
     for layer, (kind, _) in parts.mlps.items():
         by_kind.setdefault(type(kind), {})[layer] = kind
-    return [text for cls, placed in by_kind.items() for text in cls.torch_classes(placed)]
+    classes = [cls.torch_classes(placed) for cls, placed in by_kind.items()]
+    # Short ones that all layers share come before those with a class for each layer.
+    return [text for texts in sorted(classes, key=lambda texts: len(texts) > 1) for text in texts]
 
 
 def _rows(parts: Parts, columns: Mapping[str, Sequence[str]], usual: Mapping[str, bool]) -> list[tuple[str, str]]:
@@ -144,6 +155,7 @@ def _switch_types(parts: Parts) -> list[str]:
 def _switches(parts: Parts) -> list[list[str]]:
     """Per layer the keyword arguments of its attention."""
     texts = {"window": lambda v: "window=WINDOW" if v else "", "rotary": lambda v: "" if v else "rotary=False"}
+    # An empty text is the argument's default.
     out = [
         [
             text
@@ -184,6 +196,7 @@ def _copied(parts: Parts, tabled: Sequence[Linear]) -> list[Any]:
     linears = [linear.inlined for linear in [*tabled, *([parts.head] if parts.head else [])]]
     functions = parts.switch.inlined if parts.switch else ()
     found = [*functions, *linears, *(form.inlined for _, form in parts.mlps.values())]
+    # Each once, in the order in which they are met.
     return list(dict.fromkeys(item for item in found if item is not None))
 
 
@@ -228,10 +241,12 @@ def _imports(body: str, candidates: Iterable[str]) -> str:
     """Those import lines whose name the body uses."""
 
     def used(line: str) -> bool:
+        # Of `import x as y` and `from x import y as z` the last name is the one that is used.
         return any(
             re.search(rf"\b{name}\b", body) for name in re.split(r",\s*", line.rpartition("import ")[2].rpartition(" as ")[2])
         )
 
+    # One line per name, so that a name that is not used can go alone.
     single = (
         f"{line.rpartition('import ')[0]}import {name}" if line.startswith("from") else line
         for line in candidates

@@ -48,6 +48,7 @@ def norm_class(family: Family) -> str:
     """RMSNorm in the rounding of the family; LayerNorm is torch's own."""
     if family.norm != "RMSNorm":
         return ""
+    # Where the product with the weight is rounded: in float32 and then back (gemma, olmo2), or after x is in its dtype again.
     if family.norm_adds_one:
         doc, last = "x / rms(x) · (1 + weight)", "return (x32 * (1 + self.weight.float())).to(x.dtype)"
     elif family.row.model_type == "olmo2":
@@ -76,6 +77,7 @@ def rotary_functions(family: Family) -> str:
         return ""
     partial = rope.dims != family.head_dim
     r, size = ("R", "ROPE_DIMS") if partial else ("C", "HEAD_DIM")
+    # Frequencies that follow a rule are stored with the weights; plain ones follow from ROPE_THETA.
     if rope.note:
         signature, scale = "positions: Tensor, frequencies: Tensor", f"{rope.scale!r} * " if rope.scale != 1 else ""
         angles = ["angles = positions[:, None].float() * frequencies"]
@@ -104,6 +106,7 @@ def rotary_functions(family: Family) -> str:
 
 
 def mask_function(family: Family) -> str:
+    """Which tokens see which: causal, with a window where a layer has one."""
     if any(family.windows):
         some = None in family.windows
         last = "seen & (key > query - window)"
@@ -131,12 +134,14 @@ def attention_class(
     shared = f"; {family.heads // family.kv_heads} query heads share one key and value head" * (family.heads != family.kv_heads)
     positions = "rotary positions" if family.rope else "positions known from the embeddings"
     names = [argument.partition(":")[0] for argument in arguments]
+    # A switch of layers is an attribute; the other arguments make the linears below.
     body = [
         f"self.{name} = {name}" for name in names if name in ("window", "rotary", "scale", *([switch.name] if switch else []))
     ]
     body += [f"self.{role} = {linears[role]}" for role in ("qkv", "q", "k", "v", "o") if role in linears]
     if family.qk_norm != "none":
         norm = "nn.LayerNorm(HEAD_DIM, eps=NORM_EPS)" if family.norm != "RMSNorm" else "RMSNorm(HEAD_DIM)"
+        # olmo2 norms the queries (or keys) of all heads at once, the others each head by itself.
         wide = f"RMSNorm({QUERIES})", f"RMSNorm({role_shape(family, 'k')[1]})"
         q, k = wide if family.qk_norm == "all" else (norm, norm)
         body += [f"self.q_norm = {q}", f"self.k_norm = {k}"]
@@ -168,6 +173,7 @@ def _project(family: Family) -> list[str]:
             "q, k, v = qkv.chunk(3, dim=-1)  # (B, H, T, C) each",
         ]
     if family.qkv == "blocks":
+        # One number splits into parts of one size.
         sizes = f"[{QUERIES}, {KEYS}, {KEYS}]" if groups == "KV_HEADS" else QUERIES
         first = f"q, k, v = self.qkv(x).split({sizes}, dim=-1)  # (B, T, H·C), (B, T, {g}·C), (B, T, {g}·C)"
         return [first, *(_heads(name, f"{name}", many, letter) for name, many, letter in split)]
@@ -203,6 +209,7 @@ def _attend(family: Family, names: Sequence[str], switch: Switch | None, everywh
     scale = "self.scale" if "scale" in names else "ATTENTION_SCALE" if family.scales[0] is not None else ""
     repeated = family.kv_heads != family.heads
     mask = ", ".join(["T", "k.shape[2]", *([window] if window else []), "x.device"])
+    # torch's fused attention knows no cap, so the scores are written out.
     if family.score_cap is not None:
         lines = []
         if repeated:
@@ -219,6 +226,7 @@ def _attend(family: Family, names: Sequence[str], switch: Switch | None, everywh
             _out(),
         ]
     more = [*[f"scale={scale}"] * bool(scale), *["enable_gqa=True"] * repeated]
+    # Without a window the prefill is plainly causal, and needs no mask.
     attend = ["q", "k", "v", "attn_mask=mask", *["is_causal=past is None"] * (not window), *more]
     dense = call("y = F.scaled_dot_product_attention", attend, 0, WIDTH - 8, comment="  # (B, H, T, C)")
     return [
@@ -230,6 +238,7 @@ def _attend(family: Family, names: Sequence[str], switch: Switch | None, everywh
 
 def _switched(family: Family, dense: Sequence[str], scale: str, switch: Switch, everywhere: bool) -> list[str]:
     """The branch of the layers that attend by another function."""
+    # With dimensions for batch and heads, which the other functions expect.
     mask = "mask[None, None]" if any(family.windows) else "None if mask is None else mask[None, None]"
     one = f"y = {switch.attend(mask, scale)}  # (B, H, T, C)"
     if everywhere:
@@ -242,6 +251,8 @@ def _out() -> str:
 
 
 def mlp_class(family: Family, linears: Mapping[str, str], arguments: Sequence[str]) -> str:
+    """The MLP of the family; `linears`: role → the expression that builds it, `arguments`: parameters of the constructor."""
+    # "F.silu({})" → "silu", as the docstring says it.
     act = family.activation.partition(".")[2].partition("(")[0]
     if "gate" in linears:
         doc = f"down({act}(gate(x)) · up(x))"

@@ -41,6 +41,7 @@ def original_linear(family: Family, name: str, target: str, natural: tuple[int, 
 
     Raises ValueError where it is not of shape `natural` (d_in, d_out).
     """
+    # GPT-2's Conv1D stores (d_in, d_out); the head is a plain linear even there.
     transposed = family.row.conv1d and name != family.row.head
     shape = tuple(stored.get(f"{name}.weight", ()))
     if (shape if transposed else shape[::-1]) != natural:
@@ -60,6 +61,7 @@ def replaced_linear(family: Family, spec: ModuleSpec, target: str, natural: tupl
     refuse(
         kind.wraps and family.row.conv1d, f"{spec.kind!r} around a Conv1D", "kinds that replace it, or families of nn.Linear"
     )
+    # A kind that wraps keeps the original's bias, where it had one: only the tensors that are stored tell.
     for original_bias in (True, False):
         names = state_dtypes(kind, nn.Linear(*natural, bias=original_bias, device="meta"))
         if all(f"{spec.module}.{name}" in stored for name in names):
@@ -73,10 +75,13 @@ def replaced_linear(family: Family, spec: ModuleSpec, target: str, natural: tupl
     if kind.wraps:
         literal = f"lambda *shape: {form.builds}(nn.Linear(*shape, bias={original_bias}), {_arguments(options)})"
     elif (options.get("in_features"), options.get("out_features")) != natural or not all(map(_plain, options.values())):
+        # Another shape than the class's own, or options that are no plain values: the table's small functions cannot say it.
         literal = f"lambda *_: {form.builds}({_arguments(options)})"
+    # The bias has a default of its own in the table, the more frequent one (`usual_bias`).
     bias: Any = options.pop("bias", None)
     shape = ("in_features", "out_features")
     needed = {key: value for key, value in options.items() if key not in (*shape, *form.optional)}
+    # What is the default is not written.
     asked = {key: options[key] for key, (_, usual) in form.optional.items() if options.get(key, usual) != usual}
     rest = tuple((needed | asked).items())
     maker = spec.kind.removesuffix("_linear")
@@ -107,6 +112,7 @@ def cell(linear: Linear, usual: Mapping[str, bool]) -> str:
     """The linear's entry in the table of layers."""
     if linear.literal:
         return linear.literal
+    # The first option by position, low_rank(51); the others by name.
     (first, *rest) = (*linear.options, None) if linear.options else (None,)
     parts = [] if first is None else [repr(first[1])]
     parts += [f"{key}={_text(value)}" for key, value in filter(None, rest)]
@@ -128,6 +134,7 @@ def maker_source(linears: Sequence[Linear], usual: Mapping[str, bool]) -> str:
         asked = {key: f"{annotation} = {default}" for key, (annotation, default) in optional.items() if key in keys}
         parameters = [f"{key}: {text}" for key, text in (needed | asked).items()]
         passed = [f"{key}={key}" for key in needed | asked]
+        # One class: all linears of a maker have a bias argument, or none has.
         if own[0].bias is not None:
             parameters.append(f"bias: bool = {usual[maker]}")
             passed.append("bias=bias")
@@ -144,6 +151,7 @@ def fixed(linears: Sequence[Linear]) -> bool:
 
 
 def keywords(options: Mapping[str, str]) -> str:
+    """Keyword arguments of a call."""
     return ", ".join(f"{key}={value}" for key, value in options.items())
 
 

@@ -10,6 +10,7 @@ from compress.source.text import WIDTH, call, in_place, text
 
 
 def norm_call(family: Family, size: str = "D_MODEL") -> str:
+    """The expression that makes a norm of the family."""
     if family.norm == "RMSNorm":
         return f"RMSNorm({size})"
     return f"nn.LayerNorm({size}, eps=NORM_EPS{'' if family.affine_norms else ', elementwise_affine=False'})"
@@ -27,6 +28,7 @@ def block_class(family: Family, attention: str = "Attention") -> str:
     attend = f"a, kv = self.attention({{}}, {rope}past)"
     if family.order == "parallel":
         doc = "Attention and MLP side by side, both added to the residual stream."
+        # One norm serves both branches (phi).
         if slots == ["norm"]:
             forward = ["h = self.norm(x)", attend.format("h"), "return x + a + self.mlp(h), kv"]
         else:
@@ -66,6 +68,7 @@ def layer_table(rows: Sequence[tuple[str, str]], columns: Mapping[str, Sequence[
     """`rows`: per layer the expressions of its attention and its MLP; `columns`: what the arguments of a class are called."""
     signatures = ", ".join(f"{name}({', '.join(args)})" for name, args in columns.items() if args)
     doc = f"What every layer is made of{': ' * bool(signatures)}{signatures}."
+    # Runs of equal rows: a model whose layers are all alike is one line.
     groups = [list(group) for _, group in groupby(enumerate(rows), key=lambda item: item[1])]
     if (
         len(groups) == 1
@@ -85,6 +88,7 @@ def _block(parts: tuple[str, str]) -> str:
 def _lines(group: Sequence[tuple[int, tuple[str, str]]]) -> list[str]:
     """Rows of the table: one layer each, but a run of equal ones at once."""
     (first, parts), last = group[0], group[-1][0]
+    # Two of them are no shorter as a loop.
     if len(group) < 3:
         return [line for layer, _ in group for line in _row(parts, "        ", f",  # {layer}")]
     head, *rest = _row(parts, "          ", "")
@@ -102,8 +106,8 @@ def _row(parts: tuple[str, str], margin: str, tail: str) -> list[str]:
     return call("Block", parts, len(margin), tail=tail.partition("  ")[0], comment=tail.removeprefix(","))
 
 
-def model_class(family: Family, head: str, *, links: bool) -> str:
-    """`head`: the expression that builds the output projection, "" where the embeddings serve; `links`: bases are shared."""
+def model_class(family: Family, head: str, *, links: Sequence[str]) -> str:
+    """`head`: what builds the output projection, "" where the embeddings serve; `links`: classes that read other modules."""
     rope, projected = family.rope, family.projected
     body = [
         f"self.embed = nn.Embedding(VOCABULARY, {'EMBEDDING' if projected else 'D_MODEL'})",
@@ -119,7 +123,7 @@ def model_class(family: Family, head: str, *, links: bool) -> str:
     if links:
         body += [
             "for module in self.modules():",
-            "    if isinstance(module, SharedLinear) and module.owner is not None:",
+            f"    if isinstance(module, {' | '.join(links)}) and module.owner is not None:",
             "        module.link(self.get_submodule(module.owner))",
         ]
     embedded = "self.project_in(self.embed(ids))" if projected else "self.embed(ids)"

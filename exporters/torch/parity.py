@@ -40,6 +40,7 @@ def compare(checkpoint: Path, folder: Path, dtype: str) -> dict[str, Any]:
         got, _ = ours(ids)
         difference, largest = float((got - expected).abs().max()), float(expected.abs().max())
         positions = theirs.config.max_position_embeddings
+        # As far as the model's positions reach.
         count = max(0, min(GREEDY_TOKENS, positions - ids.shape[1]))
         tokens, reference = greedy(ours, ids, count), greedy_transformers(theirs, ids, count)
     same = sum(a == b for a, b in zip(tokens, reference, strict=True))

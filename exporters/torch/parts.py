@@ -48,15 +48,18 @@ class Parts:
     def switch(self) -> Switch | None:
         """The other attention function of the stock class, where some layer has one."""
         switching = [kind for kind, form in self.attentions.values() if form.argument is not None]
+        # At most one: `_attentions` has refused several.
         return switching[0].torch_switch() if switching else None
 
     def of(self, *roles: str) -> list[Linear]:
+        """The linears of some roles in all layers, where they have one."""
         return [linear for role in roles for linear in self.linears[role] if linear is not None]
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Named tensors of the file, floating ones in `dtype` but for those that are float32 in every dtype."""
         for source in self.sources:
             tensor = self.shards.tensor(self.stored[source.stored])[source.part]
+            # Indices keep their dtype.
             if tensor.is_floating_point():
                 tensor = tensor.to(dtype if source.cast else torch.float32)
             yield source.name, (tensor.T if source.transposed else tensor).contiguous()
@@ -74,7 +77,9 @@ def read(checkpoint: Path) -> Parts:
     stored = _full_names(shards, row)
     shapes = {name: shards.shapes[key] for name, key in stored.items()}
     parts = Parts(family, plan, _end(checkpoint, config), shards, stored, {role: [] for role in row.roles})
+    # What is left of these at the end has no place in the file.
     left = {spec.module: spec for spec in plan.modules}
+    # First, since `_layers` asks which linears they go without.
     _attentions(parts, left)
     _layers(parts, left, shapes)
     parts.head = _head(family, left, shapes)
@@ -83,6 +88,7 @@ def read(checkpoint: Path) -> Parts:
     parts.sources = [*_shared(family), *(parts.head.sources if parts.head else ())]
     parts.sources += [source for linear in parts.of(*parts.linears) for source in linear.sources]
     parts.sources += parts.inner
+    # Looked up now, before anything is written.
     if missing := [source.stored for source in parts.sources if source.stored not in stored]:
         raise ValueError(f"{checkpoint} has no tensor {missing[0]!r}, which its config asks for; save or download it again")
     return parts
@@ -94,6 +100,7 @@ def _full_names(names: Iterable[str], row: Architecture) -> dict[str, str]:
     They differ where transformers renames the head, and in base models (openai-community/gpt2), saved without the prefix.
     """
     prefix, head, stored_head = (f"{name}." for name in (row.base_prefix, row.head, row.stored_head))
+    # Not one name with the prefix: a base model, saved by itself.
     bare = not any(name.startswith(prefix) for name in names)
     full: dict[str, str] = {}
     for name in names:
@@ -127,6 +134,7 @@ def _attentions(parts: Parts, left: dict[str, ModuleSpec]) -> None:
             Source(f"layers.{layer}.attention.{new}", f"{spec.module}.{old}", cast=new not in form.float32)
             for new, old in form.tensors.items()
         ]
+    # The stock class has room for one other function, and the file for one other class.
     for choose, what in (
         (lambda form: form.argument is not None, "attention functions"),
         (lambda form: form.expression, "classes"),
@@ -166,6 +174,7 @@ def _mlp(parts: Parts, spec: ModuleSpec, layer: int) -> None:
     refuse(kind.wraps, f"{spec.kind!r}, which keeps the MLP it replaces", "kinds that stand alone")
     form = kind.torch_mlp(layer)
     parts.mlps[layer] = kind, form
+    # A kind that stands alone asks nothing of the original, so any module will do.
     names = state_dtypes(kind, nn.Identity())
     pairs = {name: name for name in names} if form.tensors is None else form.tensors
     parts.inner += [Source(f"layers.{layer}.mlp.{new}", f"{spec.module}.{old}", cast=names[old]) for new, old in pairs.items()]
@@ -185,6 +194,7 @@ def _shared(family: Family) -> list[Source]:
     row = family.row
     sources = [Source("embed.weight", f"{row.embeddings[0]}.weight")]
     if family.learned_positions:
+        # OPT's first rows belong to no position.
         sources.append(Source("positions.weight", f"{row.embeddings[1]}.weight", part=(slice(family.position_offset, None),)))
     if family.projected:
         decoder = row.embeddings[0].rpartition(".")[0]
@@ -194,6 +204,7 @@ def _shared(family: Family) -> list[Source]:
         at = row.layer(layer)
         norms += [(f"layers.{layer}.{ours}", f"{at}.{theirs}") for ours, theirs in family.norms]
         if family.qk_norm != "none":
+            # transformers' own names of these norms.
             suffix = "layernorm" if family.norm != "RMSNorm" else "norm"
             norms += [(f"layers.{layer}.attention.{x}_norm", f"{at}.{row.attention}.{x}_{suffix}") for x in "qk"]
     kinds = ("weight",) if family.norm == "RMSNorm" else ("weight", "bias") if family.affine_norms else ()

@@ -33,6 +33,7 @@ def export_torch(checkpoint: Path, out: Path, dtype: str = "float32", verify: bo
     parts = read(checkpoint)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "model.py", source(parts))
+    # Atomic: a file that is there is whole.
     with atomic(out / "model.safetensors") as temporary:
         save_file(dict(parts.tensors(DTYPES[dtype])), temporary, metadata={"format": "pt"})
     if (checkpoint / "tokenizer.json").is_file():

@@ -22,8 +22,9 @@ from rich.table import Table
 from compress.fitting import run
 from compress.fitting.assemble import load_variant
 from compress.fitting.calibrate import BATCH_TOKENS
-from compress.fitting.decide import first_pass, replacements_of
-from compress.fitting.job import prepare, source_hash_of, tokens_of
+from compress.fitting.decide import first_pass_of, replacements_of
+from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
+from compress.progress import silent
 from compress.recipe import Recipe, parse_recipe
 
 
@@ -75,18 +76,18 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         seconds = time.perf_counter() - started - already()
         rows.append((name, seconds, seconds / ((before + forward()) / 2)))
 
-    def fits(of: run.Job) -> float:
+    def fits(of: Job) -> float:
         files = (unit.file(of.work, source_hash_of(of, tokens)).with_suffix(".json") for unit in of.units)
         return sum(json.loads(file.read_text())["seconds"] for file in files)
 
     for name, changes in (("statistics", {}), ("statistics with loss weight", {"importance": "fisher"})):
         mine = prepare(recipe_of(options, folder, name.replace(" ", "_"), **changes))
-        material = source_hash_of(mine, tokens)
+        source_hash = source_hash_of(mine, tokens)
 
-        def first(mine: run.Job = mine, material: str = material) -> None:
-            first_pass(mine, material).run(mine.units, tokens, run.silent)
+        def first(mine: Job = mine, source_hash: str = source_hash) -> None:
+            first_pass_of(mine, source_hash).run(mine.units, tokens, silent)
 
-        def decompositions(mine: run.Job = mine) -> float:
+        def decompositions(mine: Job = mine) -> float:
             return fits(mine)
 
         stage(name, first, decompositions)
@@ -94,10 +95,10 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         for count in (1, len(options.budgets)):
             recipes = [recipe_of(options, folder, "x", **changes, rank={"budget": b}) for b in options.budgets[:count]]
 
-            def ratios(recipes: list[Recipe] = recipes, work: Path = mine.work, material: str = material) -> None:
+            def ratios(recipes: list[Recipe] = recipes, work: Path = mine.work, source_hash: str = source_hash) -> None:
                 for recipe in recipes:
                     other = prepare(recipe, work)
-                    replacements_of(other, other.variants["compressed"], material)
+                    replacements_of(other, other.variants["compressed"], source_hash)
 
             stage(f"  ranks and factors of {count} budget{'s' * (count > 1)}", ratios)
     last = folder / "statistics_with_loss_weight" / "work"
@@ -106,11 +107,11 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         ("error propagation and 20 refinement steps", {"propagate_error": True, "refine": {"steps": 20}}),
     ):
         second = prepare(recipe_of(options, folder, "second", importance="fisher", **levers), last)
-        material = source_hash_of(second, tokens)
-        first_pass(second, material).run(second.units, tokens, run.silent)  # leaves the gradients the pass reads
+        source_hash = source_hash_of(second, tokens)
+        first_pass_of(second, source_hash).run(second.units, tokens, silent)  # leaves the gradients the pass reads
 
-        def again(second: run.Job = second, material: str = material) -> None:
-            run.second_pass(second, tokens, material, run.silent)
+        def again(second: Job = second, source_hash: str = source_hash) -> None:
+            run.second_pass(second, tokens, source_hash, silent)
 
         stage(name, again)
     table = Table("stage", "seconds", "plain forwards", title=f"{options.model}, {tokens.numel():,} tokens, one thread")

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from compress.checkpoint.files import write_json
-from compress.cli.console import recipes_folder
 from compress.fitting import run
+from compress.packaged import recipes_folder
 from compress.recipe import parse_recipe
 
 FISHER = {"method": "feature_space", "importance": "fisher"}

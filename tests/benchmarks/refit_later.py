@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -20,13 +19,14 @@ from torch import nn
 
 from compress.fitting import run
 from compress.fitting.assemble import storage_dtype
-from compress.fitting.decide import first_pass, replacements_of
+from compress.fitting.decide import first_pass_of, replacements_of
 from compress.fitting.job import prepare, source_hash_of, tokens_of
 from compress.methods.base import Replacement
 from compress.progress import silent
 from compress.recipe import parse_recipe
 from compress.searching.cached_states import Tail
 from compress.stream.model import StreamedModel
+from compress.stream.original import Original
 
 LAYERS = (1, 3, 4)
 STEPS: dict[str, dict[str, Any]] = {
@@ -39,8 +39,8 @@ STEPS: dict[str, dict[str, Any]] = {
 class Changed(StreamedModel):
     """The model with some layers' modules replaced."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, original: Original) -> None:
+        super().__init__(original.weights, original.config)
         self.installed: dict[int, Replacement] = {}
 
     @contextmanager
@@ -57,12 +57,12 @@ def perplexity(base: dict[str, Any], step: dict[str, Any], refit: bool) -> float
     made: dict[int, Replacement] = {}
     for layer in LAYERS:
         job = prepare(parse_recipe({**base, "steps": [{**step, "layers": [layer]}]}))
-        model = Changed(job.model.shards.folder)
+        model = Changed(job.original)
         model.installed = dict(made) if refit else {}
         job, tokens = dataclasses.replace(job, model=model), tokens_of(job)
-        material = f"{source_hash_of(job, tokens)} behind {sorted(model.installed)}"
-        first_pass(job, material).run(job.units, tokens, silent)
-        (made[layer],) = replacements_of(job, job.variants["compressed"], material)
+        source_hash = f"{source_hash_of(job, tokens)} behind {sorted(model.installed)}"
+        first_pass_of(job, source_hash).run(job.units, tokens, silent)
+        (made[layer],) = replacements_of(job, job.variants["compressed"], source_hash)
     job = prepare(parse_recipe({**base, "steps": [{**step, "layers": list(LAYERS)}]}))
     return run.evaluate(job, {"compressed": list(made.values())}, silent)["compressed"]["text"]["perplexity"]
 

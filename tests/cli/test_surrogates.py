@@ -76,7 +76,7 @@ def test_folders_without_expressions_are_named(compress, source, tmp_path):
     assert compress("show", source) == (2, "", line)
     linear = {"method": "weight_svd", "targets": {"roles": ["q"]}, "rank": 4}
     folder = run.fit(tiny_recipe(source, tmp_path / "linear", linear))
-    line = f"error: {folder} has no expressions; methods with expressions are symbolic_mlp and residual_mlp\n"
+    line = f"error: {folder} has no expressions; methods with expressions are residual_mlp and symbolic_mlp\n"
     assert compress("show", folder) == (2, "", line)
     code, _, err = compress("pick", folder, "--layer", 0)
     assert code == 2

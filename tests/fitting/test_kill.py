@@ -11,17 +11,18 @@ from recipes_for_tests import tiny_folder, tiny_recipe
 DYING = """
 import os, signal, sys
 
-from compress.fitting import calibrate, run
+from compress.fitting import calibrate, finetune, run
 from compress import recipe
-owner = {"unit": checkpoint, "search": calibrate.SearchLog}[sys.argv[2]]
+owners = {"unit": [calibrate, finetune], "search": [calibrate.SearchLog]}[sys.argv[2]]
 name = {"unit": "write_unit", "search": "write"}[sys.argv[2]]
-write, left = getattr(owner, name), [int(sys.argv[3])]
+write, left = getattr(owners[0], name), [int(sys.argv[3])]
 def dying(*args):
     if left[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     left[0] -= 1
     write(*args)
-setattr(owner, name, dying)
+for owner in owners:
+    setattr(owner, name, dying)
 run.fit(recipe.load_recipe(sys.argv[1]))
 print(99 - left[0])
 """

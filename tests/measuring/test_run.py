@@ -17,7 +17,7 @@ from compress.clock import present_devices
 from compress.data import TextSource, evaluation_tokens, load_tokenizer
 from compress.evaluating.perplexity import logits_of, perplexity
 from compress.measuring import session
-from compress.measuring.cold_start import Job, cold
+from compress.measuring.cold_start import ColdStart, cold
 from compress.measuring.latency import Workload, time_side_by_side
 from compress.measuring.outputs import Remembered, greedy
 from compress.measuring.run import bench
@@ -206,7 +206,7 @@ def test_runners_generate_what_the_model_generates(checkpoint, runtime, onnx_res
 
 
 def test_memory_and_cold_start_of_torch_are_its_own_process(checkpoint):
-    got = cold(Job(str(checkpoint), "eager", "cpu", "float32", 1, 8))
+    got = cold(ColdStart(str(checkpoint), "eager", "cpu", "float32", 1, 8))
     assert 100 < got["imports_mib"] < got["steady_mib"] <= got["peak_mib"]
     assert got["load_s"] < got["cold_start_s"]
 
@@ -220,7 +220,7 @@ def test_an_onnx_process_never_imports_torch():
 
 def test_a_failing_process_is_reported_with_its_reason(tmp_path):
     with pytest.raises(RuntimeError, match=r"onnx on cpu failed in a process of its own: .*no model\.onnx"):
-        cold(Job(str(tmp_path), "onnx", "cpu", "float32", 1, 8))
+        cold(ColdStart(str(tmp_path), "onnx", "cpu", "float32", 1, 8))
 
 
 def test_a_failing_cold_start_costs_its_own_numbers_only(checkpoint, texts, monkeypatch):

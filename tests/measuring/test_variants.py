@@ -88,7 +88,7 @@ def test_means_do_not_depend_on_the_batches(pair, monkeypatch):
     model = _load(pair[0])
     tokens = torch.randint(0, VOCABULARY, (7, 9), generator=torch.Generator().manual_seed(0))
     whole = mlp_means(model, tokens, [0, 1])
-    monkeypatch.setattr("compress.measuring.variants.MEAN_BATCH_TOKENS", 18)
+    monkeypatch.setattr("compress.evaluating.controls.MEAN_BATCH_TOKENS", 18)
     parts = mlp_means(model, tokens, [0, 1])
     for layer in (0, 1):
         torch.testing.assert_close(parts[layer], whole[layer], rtol=1e-5, atol=1e-6)

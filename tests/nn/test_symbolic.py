@@ -10,7 +10,8 @@ import torch
 
 from compress import kinds
 from compress.nn.symbolic import SymbolicMLP
-from compress.symbolic.compile import compile_program, program_from_json, symbolic_options
+from compress.plan import ModuleSpec
+from compress.symbolic.compile import compile_program, program_from_json
 
 D_MODEL = 6
 EXPRESSIONS = [
@@ -21,10 +22,15 @@ EXPRESSIONS = [
 ]
 
 
+def built(options: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments of a spec with these options."""
+    return kinds.of(ModuleSpec(module="model.layers.0.mlp", kind="symbolic_mlp", options=options)).arguments()
+
+
 def options(affine: int = 2, clamp: bool = True, expressions: list[Any] | None = None) -> dict[str, Any]:
     trees = expressions or EXPRESSIONS
     sizes = {"d_model": D_MODEL, "inputs": 3, "outputs": len(trees), "affine": affine, "constants": 3}
-    return symbolic_options({"outer": "down_proj", **sizes, "clamp": clamp, "expressions": trees})
+    return built({"outer": "down_proj", **sizes, "clamp": clamp, "expressions": trees})
 
 
 def symbolic_mlp(affine: int = 2, clamp: bool = True) -> SymbolicMLP:
@@ -136,7 +142,7 @@ def test_it_exports_with_a_dynamic_length():
 
 def test_one_input_one_output_no_constants():
     module = SymbolicMLP(
-        **symbolic_options(
+        **built(
             {"outer": "outer", "d_model": 2, "inputs": 1, "outputs": 1, "affine": 0, "constants": 0, "clamp": False}
             | {"expressions": [["pow", ["var", 0], ["int", 2]]]}
         )
@@ -164,7 +170,7 @@ OPTIONS = {"outer": "down_proj", "d_model": 4, "inputs": 2, "outputs": 1, "affin
 
 
 def test_symbolic_options_compile_the_expressions_and_keep_the_rest():
-    options = symbolic_options(OPTIONS | {"expressions": [["mul", ["param", 0], ["sin", ["var", 1]]]]})
+    options = built(OPTIONS | {"expressions": [["mul", ["param", 0], ["sin", ["var", 1]]]]})
     program = program_from_json(options.pop("program"))
     assert options == OPTIONS
     assert program == compile_program([["mul", ["param", 0], ["sin", ["var", 1]]]], 2, 1)
@@ -173,16 +179,16 @@ def test_symbolic_options_compile_the_expressions_and_keep_the_rest():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, "needs `expressions`"),
-        ({"expressions": "sin(z0)"}, "needs `expressions`, a list"),
+        ({}, "expressions: Field required"),
+        ({"expressions": "sin(z0)"}, "expressions: Input should be a valid list; given 'sin"),
         ({"expressions": []}, "0 expressions for 1 outputs"),
-        ({"expressions": [["var", 0]], "inputs": 0}, "needs `inputs`, an integer of 1 or more, got 0"),
-        ({"expressions": [["var", 0]], "constants": "1"}, "needs `constants`"),
-        ({"expressions": [["var", 0]], "d_model": None}, "needs `d_model`"),
+        ({"expressions": [["var", 0]], "inputs": 0}, "inputs: Input should be greater than or equal to 1; given 0"),
+        ({"expressions": [["var", 0]], "constants": "1"}, "constants: Input should be a valid integer; given '1'"),
+        ({"expressions": [["var", 0]], "d_model": None}, "d_model: Input should be a valid integer; given None"),
         ({"expressions": [["var", 2]]}, "expression 0: 'var' 2 is out of range"),
         ({"expressions": [["exec", ["var", 0]]]}, "expression 0: no operation 'exec'"),
     ],
 )
 def test_symbolic_options_name_what_is_wrong(change, message):
     with pytest.raises(ValueError, match=message):
-        symbolic_options(OPTIONS | change)
+        built(OPTIONS | change)

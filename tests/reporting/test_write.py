@@ -15,8 +15,8 @@ from results_for_tests import HOSTILE, SPEEDUPS, made_results
 from rich.console import Console
 
 from compress.reporting import numbers
-from compress.reporting.columns import tables
 from compress.reporting.sentences import summary
+from compress.reporting.tables import tables
 from compress.reporting.write import markdown, read_results, render_table, report
 
 VOID = {"meta", "img", "source", "br"}
@@ -136,10 +136,10 @@ def test_the_page_marks_where_a_text_leaves_the_baselines(parsed):
 
 
 def test_every_column_of_the_page_is_explained(parsed):
-    headers = {header for block in tables(made_results()) for header in (column.header for column in block.columns)}
+    headers = {column.header for table in tables(made_results()) for column in table.columns}
     assert headers == set(parsed.texts["th"])
     assert headers <= set(parsed.texts["dt"])
-    assert all(len(block.columns) == len({column.header for column in block.columns}) for block in tables(made_results()))
+    assert all(len(table.columns) == len({column.header for column in table.columns}) for table in tables(made_results()))
 
 
 def test_pictures_are_linked_from_markdown_and_are_there(written):

@@ -177,7 +177,7 @@ def test_what_follows_a_texts_own_sequences_is_in_no_split(source, tmp_path):
         (
             [{"method": "weight_svd", "rank": 4}],
             {},
-            r"MLPs or crystallizes attention; the recipe has weight_svd",
+            r"one step of affine_mlp, crystallized_attention, .*; the recipe has weight_svd",
         ),
         ([{**STEP, "layers": [0]}, {**STEP, "layers": [1]}], {}, r"the recipe has residual_mlp, residual_mlp"),
         ([STEP], {"budget": 0.01}, r"budget: 0.01 given, but with every targeted layer replaced 0\.\d+ of their"),

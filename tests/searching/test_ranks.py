@@ -165,6 +165,7 @@ def test_padded_scores_are_the_scores_of_each_choice_alone(source, tmp_path):
     from compress.evaluating.tasks import Question, score_choice
     from compress.searching.metrics import Accuracy
     from compress.stream.model import StreamedModel
+    from compress.stream.original import OnDisk
 
     tokenizer = data.load_tokenizer(str(source))
     asked = [
@@ -173,7 +174,8 @@ def test_padded_scores_are_the_scores_of_each_choice_alone(source, tmp_path):
     ]
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     expected = [score_choice(model, tokenizer, q.context, choice) for q in asked for choice in q.choices]
-    streamed = StreamedModel(source)
+    original = OnDisk(source)
+    streamed = StreamedModel(original.weights, original.config)
     split = Split(streamed, Accuracy.of(asked, tokenizer), tmp_path, 0, lambda: None)
     tail = Tail(streamed, torch.float32)
     tail.reach(0)

@@ -8,6 +8,7 @@ from recipes_for_tests import tiny_folder, tiny_recipe
 
 from compress.fitting import run
 from compress.recipe import Recipe
+from compress.reporting import plots
 from compress.searching import sweep
 from compress.stream.hidden import Hidden
 from compress.stream.model import StreamedModel
@@ -132,6 +133,26 @@ def test_settings_that_make_no_sweep(source, tmp_path, settings, message):
 
 def test_brackets_keep_a_value_together():
     assert sweep.parse_setting("steps.0.targets.layers=[0, 1],[2]") == ("steps.0.targets.layers", [[0, 1], [2]])
+
+
+def test_a_picture_has_a_panel_per_text_and_a_curve_per_further_value(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "panels", lambda drawings, path: drawn.extend(drawings))
+    texts = {"own": {"perplexity": 9.0}, "other": {"perplexity": 8.0}}
+    rows = [
+        {
+            "settings": {"steps.0.rank.keep": keep, "steps.0.method": method},
+            "evaluation": {"baseline": texts, "compressed": {text: {"perplexity": 10 / keep} for text in texts}},
+        }
+        for keep in (0.5, 1.0)
+        for method in ("pca", "svd")
+    ]
+    assert sweep.plot(rows, tmp_path / "sweep.png")
+    assert [panel.title for panel in drawn] == ["perplexity, own", "perplexity, other"]
+    assert [panel.baseline for panel in drawn] == [9.0, 8.0]
+    assert all(panel.x_label == "steps.0.rank.keep" for panel in drawn)
+    curve = [(0.5, 20.0), (1.0, 10.0)]
+    assert all(panel.points == {"method=pca": curve, "method=svd": curve} for panel in drawn)
 
 
 def test_two_numeric_keys_make_a_heat_map(tmp_path):

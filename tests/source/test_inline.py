@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from compress import kinds
-from compress.source.inline import import_block, inline
+from compress.source.inline import import_block, inline, refuse_twice
 
 
 @pytest.mark.parametrize("kind", kinds.names())
@@ -28,3 +28,11 @@ def test_a_class_inside_a_function_is_refused():
 
     with pytest.raises(ValueError, match="Inner is not defined at the top of"):
         inline([Inner])
+
+
+@pytest.mark.parametrize("second", ["class MLP: ...", "def MLP(): ...", "MLP = 1", "MLP: int = 1"])
+def test_a_name_of_the_generated_file_is_not_taken_by_a_copy(second):
+    with pytest.raises(ValueError, match="two definitions of MLP"):
+        refuse_twice(f"import torch\nfrom torch import nn\nclass MLP(nn.Module): ...\n{second}\n")
+    with pytest.raises(ValueError, match="two definitions of nn"):
+        refuse_twice("from torch import nn\nnn = 1")

@@ -20,6 +20,7 @@ def rotary_frequencies(attention: nn.Module) -> tuple[Tensor, float]:
     kind = str((getattr(config, "rope_parameters", None) or {}).get("rope_type", "default"))
     if kind not in FIXED:
         raise NotImplementedError(f"rotary positions {kind!r} change with the length; there are {', '.join(FIXED)}")
+    # The family's own class, from the file that defines its attention: its name begins with the family's.
     source = vars(sys.modules[type(module).__module__])
     embedding = next(value for name, value in source.items() if name.endswith("RotaryEmbedding"))(config=config)
     frequencies: Tensor = embedding.inv_freq.float()

@@ -14,6 +14,7 @@ from compress.architecture import Architecture
 from compress.checkpoint.units import Artefact
 from compress.kinds.crystallized_attention import Crystallized
 from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
+from compress.numerics.conventions import damping
 from compress.numerics.linalg import factorize
 from compress.numerics.statistics import HeadMoments, Moments
 
@@ -52,6 +53,7 @@ class CrystallizedAttention(Method):
     )
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
+        """Moments of the residuals by value head; with `fisher` also those of the loss gradient at the output projection."""
         needs = {"residual": Need(group.modules[0], statistic="residual")}
         if self.importance == "fisher":
             output = architecture.module(group.layer, "o")
@@ -59,18 +61,21 @@ class CrystallizedAttention(Method):
         return needs
 
     def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
+        """One row: the weights stay as large as they are, only what is averaged shrinks."""
         module = group.modules[0]
         before = sum(math.prod(s) for name, s in shapes.items() if name.startswith(module + "."))
         rows, columns = _turned(shapes[f"{architecture.module(group.layer, 'o')}.weight"], architecture)
         return [Preview(module, (rows, columns), before, before, self.mode if self.mode != "lowrank" else f"rank {self.rank}")]
 
     def fit(self, material: Material) -> Artefact:
+        """Artefact: into, back (G, C, C), spectrum, residual_spectrum (G, C) of G value heads, and the attention's weights."""
         architecture, layer = material.architecture, material.group.layer
         attention = material.group.modules[0]
         moments = cast(HeadMoments, material.statistics["residual"]).second_moment  # (G, C, C)
         groups, head_dim, _ = moments.shape
         weight, _ = material.linear(architecture.module(layer, "o"))
         heads = weight.shape[1] // head_dim
+        # W_o as (d_model, G, heads / G · C): each part holds the columns of the query heads that share one value head.
         bases = [
             _basis(moment, self._metric(material, part, head_dim))
             for moment, part in zip(moments, weight.unflatten(1, (groups, -1)).unbind(1), strict=True)
@@ -79,8 +84,10 @@ class CrystallizedAttention(Method):
             "into": torch.stack([b[0] for b in bases]),
             "back": torch.stack([b[1] for b in bases]),
             "spectrum": torch.stack([b[2] for b in bases]),
+            # Of the residuals as they are, whatever metric chose the basis: this one is for the report.
             "residual_spectrum": torch.linalg.eigvalsh(moments).flip(1).clamp_min(0),
         }
+        # `replace` reads nothing but the artefact, and folds the basis into these.
         own = {name: value for name, value in material.weights.items() if name.startswith(attention + ".")}
         return Artefact({**tensors, **own}, {"heads": heads, "groups": groups, "head_dim": head_dim})
 
@@ -96,16 +103,18 @@ class CrystallizedAttention(Method):
             felt = cast(Moments, material.statistics[f"gradient:{output}"]).second_moment @ weight
         by_head, felt = (m.unflatten(1, (-1, size)).movedim(1, 0) for m in (weight, felt))  # (heads, d_model, C)
         metric = (by_head.transpose(1, 2) @ felt).sum(0)
-        metric.diagonal().add_(METRIC_DAMPING * float(metric.diagonal().mean()))
+        metric.diagonal().add_(damping(metric, METRIC_DAMPING))
         return metric
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
+        """The attention in the new coordinates. Raises ValueError for a rank above the head's size."""
         attention = group.modules[0]
         size: int = artefact.metadata["head_dim"]
         if self.mode == "lowrank" and self.rank > size:
             raise ValueError(f"{attention}: rank {self.rank} given; a head has {size} dimensions: 1 to {size}, or mode full")
         rank = {"top1": 0, "full": size}.get(self.mode, self.rank)
         tensors = {k: v.to(torch.float64) for k, v in artefact.tensors.items() if k.startswith(attention + ".")}
+        # The top value alone, or everything: neither needs a basis, and the weights stay as they are.
         if 0 < rank < size:
             tensors |= _folded(group, artefact, architecture)
         kind = Crystallized(rank=rank, head_dim=size)
@@ -122,6 +131,7 @@ class CrystallizedAttention(Method):
             "relative_error": max(1 - kept, 0.0) ** 0.5,
             "residual": describe_spectrum(artefact.tensors["residual_spectrum"]),
         }
+        # The attention's tensors all go and come: those that are not in new coordinates, as they were.
         return Replacement((kind.spec(attention),), tensors, (attention,), (row,))
 
     def layer_cost(
@@ -146,6 +156,7 @@ def _basis(moment: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor, Tenso
     """(into, back, spectrum): into (C, C) takes a value to coordinates of which the first r are the best r to average, back is
     its inverse.
     """
+    # The identity in place of a weight: L R ε ≈ ε, for ε with this moment and errors that cost by this metric.
     result = factorize(torch.eye(len(moment), dtype=torch.float64), moment, metric)
     return result.right, result.left, result.spectrum
 
@@ -162,10 +173,12 @@ def _folded(group: Group, artefact: Artefact, architecture: Architecture) -> dic
             tensor = artefact.tensors[name].to(torch.float64)
             tensor = (tensor.T if architecture.conv1d and tensor.ndim == 2 else tensor).clone()
             part = tensor[rows].unflatten(0, (groups, size))  # (G, C, …)
+            # Weight and bias alike: a value that is computed from them comes out as A v.
             tensor[rows] = torch.einsum("gab,gb...->ga...", into, part).flatten(0, 1)
             out[name] = tensor.T.contiguous() if architecture.conv1d and tensor.ndim == 2 else tensor
     name = f"{architecture.module(group.layer, 'o')}.weight"
     tensor = artefact.tensors[name].to(torch.float64)
+    # (d_model, G, heads / G, C)
     weight = (tensor.T if architecture.conv1d else tensor).unflatten(1, (groups, heads // groups, size))
     turned = torch.einsum("dghb,gba->dgha", weight, back).flatten(1)
     out[name] = (turned.T if architecture.conv1d else turned).contiguous()
@@ -176,8 +189,10 @@ def value_rows(architecture: Architecture, heads: int, groups: int, size: int) -
     """The rows of the value projection, or of the fused one, that hold the values, head by head: (groups · size,)."""
     if "v" in architecture.roles:
         return torch.arange(groups * size)
+    # Fused by head: q, k, v of head 0, then of head 1, …
     if architecture.qkv_by_head:
         return torch.arange(3 * heads * size).view(heads, 3, size)[:, 2].flatten()
+    # Fused by block: all of q, all of k, all of v.
     return torch.arange((heads + groups) * size, (heads + 2 * groups) * size)
 
 

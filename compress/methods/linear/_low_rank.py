@@ -23,6 +23,7 @@ from compress.kinds.pivoted_linear import Pivoted
 from compress.kinds.shared_linear import Shared
 from compress.methods.base import Group, Material, Method, Need, Preview, Ranks, Replacement
 from compress.methods.linear._rank_rule import RankRule
+from compress.numerics.conventions import balanced, damping
 from compress.numerics.linalg import Decomposition, factorize, pivoted
 from compress.numerics.rank import Form, allocate, break_even, parameters, rank_at
 from compress.numerics.statistics import Moments
@@ -52,6 +53,7 @@ class LowRankMethod(Method):
     )
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
+        """Moments of what each module reads; with `fisher` also those of the loss gradient at its output."""
         needs = {f"input:{module}": Need(module) for module in group.modules}
         if self.importance == "fisher":
             needs |= {f"gradient:{module}": Need(module, statistic="gradient") for module in group.modules}
@@ -73,39 +75,48 @@ class LowRankMethod(Method):
         """G of `factorize`, (d_out, d_out), damped, block diagonal over the group's modules; None for the identity."""
         if self.importance == "none":
             return None
+        # Block diagonal: gradients at the outputs of different modules are measured one by one.
         blocks = [cast(Moments, material.statistics[f"gradient:{module}"]).second_moment for module in material.group.modules]
         metric = torch.block_diag(*blocks)
-        metric.diagonal().add_(GRADIENT_DAMPING * float(metric.diagonal().mean()))
+        metric.diagonal().add_(damping(metric, GRADIENT_DAMPING))
         return metric
 
     def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
+        """One row for the stacked matrix. Raises ValueError for a rank that cannot be, or is above break-even in plain form."""
         each = [_oriented(shapes[f"{module}.weight"], architecture) for module in group.modules]
+        # Stacked, the outputs add up; the input is one.
         d_out, d_in = sum(rows for rows, _ in each), each[0][1]
         name = group.modules[0] + (f" + {len(each) - 1}" if len(each) > 1 else "")
         rank = self.rank.known_before_fit(group.modules[0], d_out, d_in, self.form)
         after = None if rank is None else parameters(rank, d_out, d_in, self.form)
+        # A null in a table leaves the matrix dense, and that is known before the fit.
         listed = self.rank.table is not None or self.rank.ranks is not None
         note = f"rank {rank}" if rank is not None else "dense" if listed else "rank from the spectra"
         after = d_out * d_in if rank is None and listed else after
         return [Preview(name, (d_out, d_in), d_out * d_in, after, note)]
 
     def fit(self, material: Material) -> Artefact:
+        """Artefact: left (d_out, n), right (n, d_in), spectrum; output_mean (d_out,), latent_mean (n,) for a bias."""
         each = [material.linear(module) for module in material.group.modules]
         weight = torch.cat([w for w, _ in each]) if len(each) > 1 else each[0][0]
         d_out, d_in = weight.shape
         metric = self.input_metric(material)
-        damping, note = (0.0, {}) if metric is None else _damping(material, d_in)
-        result = factorize(self.target(weight), metric, self.output_metric(material), damping)
+        added, note = (0.0, {}) if metric is None else _damping(material, d_in)
+        result = factorize(self.target(weight), metric, self.output_metric(material), added)
+        # Above break-even the plain form never ships (`RankRule.choose`), and need not be stored.
         most = result.max_rank if self.form == "pivoted" else min(result.max_rank, math.floor(break_even(d_out, d_in)))
         left, right = result.truncate(most)
+        # Factors in float32 are half the file; the spectrum decides ranks and stays in float64.
         tensors = {"left": left.float().contiguous(), "right": right.float().contiguous(), "spectrum": result.spectrum}
         mean = self.mean_input(material)
         biased = [b is not None for _, b in each]
         if mean is not None or any(biased):
             tensors["output_mean"] = torch.cat([torch.zeros(len(w), dtype=torch.float64) if b is None else b for w, b in each])
+        # The mean output is kept: W x + b ≈ L R (x − mean) + (W mean + b). L R mean goes in `replace`, at the rank chosen.
         if mean is not None:
             tensors["output_mean"] += weight @ mean
             tensors["latent_mean"] = right @ mean
+            # The mean gives every module a bias, whether it had one or not.
             biased = [True] * len(each)
         return Artefact(tensors, {"shape": [d_out, d_in], "rows": [len(w) for w, _ in each], "biased": biased, **note})
 
@@ -134,6 +145,7 @@ class LowRankMethod(Method):
 
         tried = {1, *(fraction(tenths / 10) for tenths in range(1, 11))}
         useful = sorted(rank for rank in tried if rank <= len(spectrum) and stored(rank) < stored(None))
+        # A joint budget chooses for all units at once; for one alone nothing is chosen.
         chosen = None if self.rank.joint else self.rank.choose(group.modules[0], d_out, d_in, self.form, spectrum)
         at = partial(self._at, group)
         return Ranks(tuple(useful), chosen, stored, at, fraction, (self.importance, self.form))
@@ -145,8 +157,10 @@ class LowRankMethod(Method):
         return self.model_copy(update={"rank": RankRule.model_validate({"budget": share})})
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
+        """The factors at the rank the rule chooses, in the wanted form; no specs where it leaves the group dense."""
         d_out, d_in = artefact.metadata["shape"]
         spectrum = artefact.tensors["spectrum"]
+        # By the first module: a group has one rank.
         rank = self.rank.choose(group.modules[0], d_out, d_in, self.form, spectrum)
         row = {"module": " + ".join(group.modules), "parameters_before": d_out * d_in}
         if rank is None:
@@ -157,11 +171,13 @@ class LowRankMethod(Method):
         factors, note = _factors(left[:, :rank], right[:rank], self.form)
         bias = artefact.tensors.get("output_mean")
         if bias is not None and (latent := artefact.tensors.get("latent_mean")) is not None:
+            # L_r R_r mean, of the components that stay.
             bias = bias - left[:, :rank] @ latent[:rank]
         specs, tensors = members(group.modules, artefact.metadata, factors, bias)
         row |= {
             "kind": specs[0].kind,
             "rank": rank,
+            # What is stored may be plain where pivots were asked for, but ill-conditioned.
             "parameters": parameters(rank, d_out, d_in, "pivoted" if factors.order is not None else "plain"),
             "relative_error": Decomposition(left, right, spectrum).relative_error(rank),
             **note,
@@ -202,6 +218,7 @@ def members(
         has_bias = biased and bias is not None
         if has_bias and bias is not None:
             own["bias"] = bias[part]
+        # The first stores the basis; the others name it as their owner.
         if position == 0:
             own["basis"] = factors.basis
         sizes = {"in_features": d_in, "out_features": rows, "rank": rank, "bias": has_bias}
@@ -222,9 +239,11 @@ def _own_rows(factors: Factors, part: slice) -> dict[str, Tensor]:
     rank = factors.basis.shape[0]
     order = factors.order[part]
     stored = order[order >= rank]  # rows of the stack's weight this module reads, as rank + index
+    # A number below the rank is a pivot, which every module has in its basis; the others are rows that are stored.
     place = {int(index): rank + i for i, index in enumerate(stored)}
     local = torch.tensor([int(i) if int(i) < rank else place[int(i)] for i in order], dtype=torch.int32)
     weight = factors.weight[stored - rank]
+    # No pivot among its rows: they stand in their own order already.
     return {"weight": weight} if len(stored) == len(order) else {"weight": weight, "order": local}
 
 
@@ -234,21 +253,21 @@ def _factors(left: Tensor, right: Tensor, form: Form) -> tuple[Factors, dict[str
         pivots = pivoted(left, right)
         if pivots is not None:
             return Factors(pivots.weight, pivots.basis, pivots.order), {"growth": pivots.growth}
-    # Balanced scales: both factors get the root of each component's size, which 16-bit storage rounds best.
-    scale = (right.norm(dim=1) / left.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
     note: dict[str, object] = {"note": "pivots ill-conditioned: plain form"} if form == "pivoted" else {}
-    return Factors(left * scale, right / scale[:, None], None), note
+    return Factors(*balanced(left, right), None), note
 
 
 def merged_inputs(material: Material) -> Moments:
     """The input moments of the group: one accumulator where its modules read the same activation, else all layers' together."""
     distinct: list[Moments] = []
     for module in material.group.modules:
+        # By identity: modules that read one activation are given one accumulator.
         moments = cast(Moments, material.statistics[f"input:{module}"])
         if all(moments is not other for other in distinct):
             distinct.append(moments)
     if len(distinct) == 1:
         return distinct[0]
+    # Into a new one, since the parts may be read by other units.
     total = Moments(distinct[0].mean.shape[0])
     for moments in distinct:
         total.merge(moments)

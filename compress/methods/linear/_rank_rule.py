@@ -38,6 +38,7 @@ class RankRule(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _bare_integer(cls, value: object) -> object:
+        # A bool is an int in Python, and `rank: true` is no rank.
         return {"rank": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
@@ -76,6 +77,7 @@ class RankRule(BaseModel):
         rank = self.known_before_fit(module, d_out, d_in, form)
         if self.explained_variance is not None:
             rank = rank_explaining(spectrum, self.explained_variance)
+        # A spectrum may ask for more than pays.
         if rank is None or (form == "plain" and rank > break_even(d_out, d_in)):
             return None
         return min(rank, spectrum.shape[0])
@@ -87,6 +89,7 @@ class RankRule(BaseModel):
             if not self.table.is_file():
                 raise FileNotFoundError(f"no rank table {str(self.table)!r}; `compress search` writes one")
             ranks = json.loads(self.table.read_text())
+            # `compress search` writes the ranks beside its measurements; a plain table is read as well.
             ranks = ranks.get("ranks", ranks)
         if module not in ranks:
             where = self.table or "ranks"

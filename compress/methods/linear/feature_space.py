@@ -16,7 +16,9 @@ class FeatureSpace(LowRankMethod):
     reference = "SFSD-LLM (ACL 2024), feature-space decomposition"
 
     def input_metric(self, material: Material) -> Tensor:
+        """The inputs' covariance, (d_in, d_in)."""
         return merged_inputs(material).covariance
 
     def mean_input(self, material: Material) -> Tensor:
+        """The inputs' mean, (d_in,)."""
         return merged_inputs(material).mean

@@ -40,9 +40,11 @@ class SharedBasis(LowRankMethod):
         """Raises ValueError for a set that does not read one activation, or roles that are not targeted."""
         places = {module: place for module in modules if (place := architecture.locate(module)) is not None}
         layers = sorted({index for index, _ in places.values()})
+        # Neighbours by number; the last block may be a shorter one.
         blocks = [layers[i : i + self.layers_together] for i in range(0, len(layers), self.layers_together)]
         out = []
         for roles in self.share:
+            # Every role is checked against the first: one basis has one input.
             for role in roles:
                 if role not in architecture.roles:
                     raise ValueError(
@@ -61,10 +63,12 @@ class SharedBasis(LowRankMethod):
         return out
 
     def input_metric(self, material: Material) -> Tensor | None:
+        """The inputs' covariance or second moment, (d_in, d_in), over all layers of the group; None without data."""
         if self.metric == "weight":
             return None
         moments = merged_inputs(material)
         return moments.covariance if self.metric == "centred" else moments.second_moment
 
     def mean_input(self, material: Material) -> Tensor | None:
+        """The inputs' mean, (d_in,), where the metric is centred."""
         return merged_inputs(material).mean if self.metric == "centred" else None

@@ -24,6 +24,8 @@ class WeightSVD(LowRankMethod):
     )
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
+        """Nothing of the inputs; with `fisher` the moments of the loss gradient."""
+        # No data: of a loss-weighted one only the gradient's moments are left.
         return {k: need for k, need in super().needs(group, architecture).items() if not k.startswith("input:")}
 
     def target(self, weight: Tensor) -> Tensor:
@@ -31,4 +33,5 @@ class WeightSVD(LowRankMethod):
         return weight - weight.mean(dim=0) if self.centre == "rows" else weight
 
     def input_metric(self, material: Material) -> Tensor | None:
+        """None: all directions of the input count alike."""
         return None

@@ -14,4 +14,5 @@ class WhitenedSVD(LowRankMethod):
     reference = "SVD-LLM (ICLR 2025), truncation-aware data whitening"
 
     def input_metric(self, material: Material) -> Tensor:
+        """The inputs' second moment, (d_in, d_in), uncentred."""
         return merged_inputs(material).second_moment

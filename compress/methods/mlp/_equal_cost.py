@@ -23,6 +23,7 @@ def equal_rank(multiply_adds: int, d_model: int) -> int:
     >>> equal_rank(9916, d_model=128)
     39
     """
+    # −(−a // b) is a / b rounded up.
     return min(d_model, -(-multiply_adds // (2 * d_model)))
 
 
@@ -33,4 +34,5 @@ def equal_channels(multiply_adds: int, d_model: int, architecture: Architecture)
     >>> equal_channels(9916, 128, architecture("qwen2"))
     26
     """
+    # A fused gate and up has two rows for every channel.
     return -(-multiply_adds // (d_model * (len(architecture.mlp_roles) + ("gate_up" in architecture.roles))))

@@ -30,6 +30,7 @@ class Searched(MLPMethod):
     clamp: bool = Field(True, description="hold latents within the calibrated range, where the expressions are proved finite")
 
     def expressions(self, artefact: Artefact, layer: int) -> Expressions:
+        """The fronts of the artefact, with the choice on each. Raises ValueError where a choice fits none of its candidates."""
         fronts = tuple(Front.from_json(front) for front in artefact.metadata["fronts"])
         return Expressions(fronts, tuple(self.choice(front, layer, output) for output, front in enumerate(fronts)))
 
@@ -39,6 +40,8 @@ class Searched(MLPMethod):
         return choose(front, rule)
 
     def picked(self, layer: int, output: int, complexity: int) -> dict[str, Any]:
+        """`picks` with one more."""
+        # Copies, since the options of a method are frozen.
         picks = {at: dict(chosen) for at, chosen in self.picks.items()}
         picks.setdefault(layer, {})[output] = complexity
         return {"picks": picks}

@@ -15,6 +15,7 @@ from compress.kinds.mean_mlp import Mean
 from compress.kinds.pass_through import Through
 from compress.methods.base import Group, Material, Method, Need, Replacement
 from compress.methods.linear._low_rank import GRADIENT_DAMPING
+from compress.numerics.conventions import balanced, damped
 from compress.numerics.reduced_rank import Fit
 from compress.numerics.statistics import Moments
 from compress.plan import ModuleSpec
@@ -65,11 +66,11 @@ def output_metric(material: Material) -> Tensor:
     """Damped second moment of the loss gradient at the MLP's output (d_model, d_model); the identity where it was not asked."""
     moments = material.statistics.get("gradient")
     if moments is None:
+        # The moments are joint, of an input and an output of the same width.
         width = cast(Moments, material.statistics["moments"]).mean.shape[0] // 2
         return torch.eye(width, dtype=torch.float64)
-    metric = cast(Moments, moments).second_moment
-    floor = GRADIENT_DAMPING * float(metric.diagonal().mean()) or 1.0  # 1: the loss felt nothing of this MLP
-    return metric + floor * torch.eye(len(metric), dtype=torch.float64)
+    # empty: the loss felt nothing of this MLP
+    return damped(cast(Moments, moments).second_moment, GRADIENT_DAMPING, empty=1.0)
 
 
 def affine_replacement(group: Group, fit: Fit, row: Mapping[str, Any], architecture: Architecture) -> Replacement:
@@ -79,10 +80,10 @@ def affine_replacement(group: Group, fit: Fit, row: Mapping[str, Any], architect
     kind = Affine(outer=outer, d_model=width, rank=rank) if rank else Mean(outer=outer, d_model=width)
     tensors = {f"{outer}.bias": fit.bias}
     if rank:
-        # Balanced scales, which 16-bit storage rounds best.
-        scale = (fit.right.norm(dim=1) / fit.left.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
-        tensors |= {f"{outer}.weight": fit.left * scale, "basis": fit.right / scale[:, None]}
+        left, right = balanced(fit.left, fit.right)
+        tensors |= {f"{outer}.weight": left, "basis": right}
     else:
+        # Rank 0 has nothing to multiply; the empty weight keeps a loader that does not know us from filling one in.
         tensors[f"{outer}.weight"] = torch.empty(0, dtype=torch.float64)
     specs = mlp_chain(group, kind)
     named = {f"{module}.{name}": tensor for name, tensor in tensors.items()}
@@ -99,12 +100,14 @@ def affine_replacement(group: Group, fit: Fit, row: Mapping[str, Any], architect
 
 
 def d_model(group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> int:
+    """The width of the residual stream, from the shape of the down-projection."""
     return shapes[f"{architecture.module(group.layer, 'down')}.weight"][1 if architecture.conv1d else 0]
 
 
 def mlp_chain(group: Group, kind: Kind) -> tuple[ModuleSpec, ...]:
     """`kind` for the MLP of a layer; where that runs its MLP inline, the inner modules pass through to the last one."""
     *inner, last = group.modules
+    # Of an inline MLP only the first module's weight has its place held; see `chain_tensors`.
     return (*(Through(occupied=position == 0).spec(name) for position, name in enumerate(inner)), kind.spec(last))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from compress.architecture import Architecture
@@ -22,6 +21,7 @@ from compress.methods.mlp._shared import (
     parameters_before,
 )
 from compress.numerics import subspace
+from compress.numerics.linalg import largest_first
 from compress.numerics.reduced_rank import Fit, Joint, solve
 from compress.numerics.statistics import Moments
 
@@ -64,30 +64,39 @@ class AffineMLP(MLPMethod):
 
     @classmethod
     def at_cost(cls, multiply_adds: int, d_model: int, d_ff: int, architecture: Architecture) -> dict[str, Any]:
+        """The rank of as many multiply-adds."""
         return {"rank": equal_rank(multiply_adds, d_model)}
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
+        """Joint moments of input and output; with `fisher` also those of the loss gradient at the output."""
+        # Between latents it is plain least squares, as its counterpart in `symbolic_mlp` is.
         return affine_needs(group, "none" if self.through else self.importance)
 
     def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
+        """One row. Raises ValueError for a rank, or latents, beyond d_model."""
         width = d_model(group, shapes, architecture)
         sizes = {"rank": self.rank} if self.through is None else self.through.model_dump()
         for name, value in sizes.items():
             if value > width:
                 raise ValueError(f"{group.modules[-1]}: {name}: {value} given, at most d_model = {width}")
         rank = min(sizes.values())
+        # Two factors and a bias.
         after = 2 * rank * width + width
         return [Preview(group.modules[-1], (width, width), mlp_parameters(group, shapes), after, f"affine of rank {rank}")]
 
     def fit(self, material: Material) -> Artefact:
+        """Artefact: mean (2d,) and covariance (2d, 2d) of [x; y], metric (d, d), from which every rank can be solved for."""
         moments = cast(Moments, material.statistics["moments"])
         tensors = {"mean": moments.mean, "covariance": moments.covariance, "metric": output_metric(material)}
         return Artefact(tensors, {"parameters_before": parameters_before(material)})
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
+        """The map, and its error as a share of the mean output's. Raises ValueError as `between` does."""
         data = artefact.tensors
+        # The first half of the joint moments is x, the second y; there are no features.
         joint = Joint(data["mean"], data["covariance"], len(data["mean"]) // 2, 0)
         fit = solve(joint, data["metric"], self.rank) if self.through is None else between(joint, self.through)
+        # The mean output, of which the error is told as a share.
         nothing = solve(joint, data["metric"], 0)
         errors = [joint.error(f, data["metric"]) for f in (fit, nothing)]
         row = {
@@ -109,8 +118,10 @@ def between(joint: Joint, latents: Through) -> Fit:
             f"through.inputs: {latents.inputs} given, but the calibrated inputs vary in {moving} directions only; lower it"
         )
     reads = subspace.principal(covariance[:d, :d], latents.inputs)  # (inputs, d)
-    writes = torch.linalg.eigh(covariance[d:, d:])[1].flip(1)[:, : latents.outputs]
+    # (d, outputs), orthonormal columns.
+    writes = largest_first(covariance[d:, d:])[0][:, : latents.outputs]
     matrix = writes.T @ covariance[d:, :d] @ reads.T  # (outputs, inputs)
+    # The matrix goes to the side with fewer latents, which makes that the rank.
     left, right = (writes, matrix @ reads) if latents.outputs <= latents.inputs else (writes @ matrix, reads)
     mean_x, mean_y = joint.mean[:d], joint.mean[d:]
     return Fit(left, right, left.new_zeros(len(mean_y), 0), mean_y - left @ (right @ mean_x))

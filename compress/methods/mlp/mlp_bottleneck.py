@@ -42,24 +42,30 @@ class MLPBottleneck(MLPMethod):
         return {} if sees is None else {"inputs": sees.inputs, "outputs": sees.outputs}
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
+        """Joint moments of input and output."""
         return {"moments": Need(group.modules[0], group.modules[-1])}
 
     def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
+        """One row. Raises ValueError for more components than d_model."""
         before = mlp_parameters(group, shapes)
         d_model, d_ff = shapes[f"{architecture.module(group.layer, 'down')}.weight"][:: -1 if architecture.conv1d else 1]
         for name, value in (("inputs", self.inputs), ("outputs", self.outputs)):
             if value > d_model:
                 raise ValueError(f"{group.modules[-1]}: {name}: {value} given, at most d_model = {d_model} components exist")
         readers = len(architecture.mlp_roles) - 1
+        # Two factors per linear, with a bias on each.
         after = (readers * self.inputs + self.outputs) * (d_model + d_ff) + readers * d_ff + d_model
         return [Preview(group.modules[-1], (d_model, d_model), before, after, f"{self.inputs} in, {self.outputs} out")]
 
     def fit(self, material: Material) -> Artefact:
+        """Artefact: v_in (d, d) as rows, v_out (d, d) as columns, their spectra, every linear with its projection folded in."""
         moments = cast(Moments, material.statistics["moments"])
+        # The rows are [x; y], each d_model wide.
         d_model = moments.mean.shape[0] // 2
         mean_in, mean_out = moments.mean[:d_model], moments.mean[d_model:]
         v_in, spectrum_in = principal_components(moments.covariance[:d_model, :d_model])
         v_out, spectrum_out = principal_components(moments.covariance[d_model:, d_model:])
+        # All components: how many pass is decided in `replace`, and every choice is the beginning of these.
         tensors = {"spectrum_in": spectrum_in, "spectrum_out": spectrum_out, "v_in": v_in.T.contiguous(), "v_out": v_out}
         for role in material.architecture.mlp_roles:
             weight, bias = material.linear(material.architecture.module(material.group.layer, role))
@@ -79,6 +85,7 @@ class MLPBottleneck(MLPMethod):
         return Artefact(tensors, {"parameters_before": parameters_before(material)})
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
+        """Every linear in two factors, cut to the components that pass."""
         data = artefact.tensors
         specs: list[ModuleSpec] = []
         tensors: dict[str, Tensor] = {}

@@ -33,7 +33,8 @@ from compress.methods.mlp._shared import (
     parameters_before,
 )
 from compress.numerics import subspace
-from compress.numerics.linalg import symmetric_sqrt
+from compress.numerics.conventions import balanced, signed
+from compress.numerics.linalg import largest_first, symmetric_sqrt
 from compress.numerics.reduced_rank import Fit, Joint, extend, measured, solve
 from compress.numerics.statistics import Moments, Sample
 from compress.regression.features import evaluate, renumbered, varying
@@ -84,13 +85,16 @@ class ResidualSurrogate(Searched):
     )
 
     def sees(self) -> Sees:
+        """Latents, rank and metric, so that the controls can be given the same."""
         return Sees(self.latents.inputs, self.latents.outputs, self.affine, self.importance)
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
+        """What the affine map needs, and a sample of rows [x, y] for the regression."""
         sample = Need(group.modules[0], group.modules[-1], "sample", self.samples)
         return {**affine_needs(group, self.importance), "sample": sample}
 
     def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
+        """One row. Raises ValueError for sizes beyond d_model, and for too few samples."""
         width, latents = d_model(group, shapes, architecture), self.latents
         if latents.kind == "neurons":
             return self._preview_neurons(group, shapes, architecture, width)
@@ -100,6 +104,7 @@ class ResidualSurrogate(Searched):
                 raise ValueError(f"{group.modules[-1]}: {name}: {value} given, at most d_model = {width} directions exist")
         self.check_samples(latents.inputs)
         available(self.engine)
+        # Basis, offset and range of each input; a column for each expression, two factors of the map, and the bias.
         after = latents.inputs * (width + 3) + (latents.outputs + 1 + 2 * self.affine) * width
         note = f"{latents.inputs} in, {latents.outputs} expressions by {self.engine.name}, affine of rank {self.affine}"
         return [Preview(group.modules[-1], (width, width), mlp_parameters(group, shapes), after, note)]
@@ -108,6 +113,7 @@ class ResidualSurrogate(Searched):
         self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture, width: int
     ) -> Sequence[Preview]:
         d_ff = shapes[f"{architecture.module(group.layer, 'down')}.weight"][0 if architecture.conv1d else 1]
+        # A gated neuron reads two directions, one of the gate and one of up.
         count, each = self.latents.outputs, 2 if {"gate", "gate_up"} & set(architecture.mlp_roles) else 1
         for name, value, most in (("latents.outputs", count, d_ff), ("affine", self.affine, width)):
             if value > most:
@@ -117,11 +123,14 @@ class ResidualSurrogate(Searched):
         return [Preview(group.modules[-1], (width, width), mlp_parameters(group, shapes), after, note)]
 
     def fit(self, material: Material) -> Artefact:
+        """Artefact: basis (I, d), offset, low, high (I,), metric (d, d), fronts, moments of [x; f; y], all and held out."""
         moments, sample = cast(Moments, material.statistics["moments"]), cast(Sample, material.statistics["sample"])
         width, values = moments.mean.shape[0] // 2, sample.values
+        # The sample is in the order of the text, so its end is other text.
         cut = len(values) - int(len(values) * HELD_OUT)
         x, y = values[:, :width], values[:, width:]
         metric = output_metric(material)
+        # The map alone, on all calibration rows: what it leaves is for the expressions.
         base = solve(Joint(moments.mean, moments.covariance, width, 0), metric, self.affine)
         if self.latents.kind == "neurons":
             basis, offset, fronts = neurons(material, x, metric, self.latents.outputs)
@@ -129,14 +138,19 @@ class ResidualSurrogate(Searched):
         else:
             directions = _output_directions(moments, base, metric, self.latents.outputs)
             basis = self._basis(material, moments, directions, x[:cut])
+            # z = B (x − x̄): mean 0 and variance 1 over the calibration rows.
             offset = -basis @ moments.mean[:width]
             z = x @ basis.T + offset
+            # T e: the residual e = y − (L R x + b) along the directions that cost the loss most.
             targets = (y - base.bias - x @ base.right.T @ base.left.T) @ directions.T
+            # Unit variance on the fitted rows; a target that does not vary is left as it is.
             scale = targets[:cut].std(dim=0, correction=0)
             targets = targets / torch.where(scale > 0, scale, torch.ones_like(scale))
             held = (z[cut:], targets[cut:])
             fronts = regress_each(z[:cut], targets[:cut], self.engine, material.seed, held, clamp=self.clamp, log=material.log)
+        # The range of the fitted rows is where the expressions are certified, and what the runtime clamps to.
         low, high = z[:cut].amin(dim=0), z[:cut].amax(dim=0)
+        # Every candidate of every front: any choice can then be solved for in `replace`, without the rows.
         features = evaluate([fronts[k].candidates[i] for k, i in varying(fronts)], z.clamp(low, high) if self.clamp else z)
         joint, held = extend(moments, x, y, features), measured(x[cut:], y[cut:], features[cut:])
         tensors = {
@@ -152,17 +166,21 @@ class ResidualSurrogate(Searched):
         return Artefact(tensors, {**about, "rows": len(values)})
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
+        """The chosen expressions with the map solved anew beside them, or the map alone. Raises ValueError as `choice` does."""
         data, about = artefact.tensors, artefact.metadata
         fronts = [Front.from_json(front) for front in about["fronts"]]
+        # In the order in which `fit` evaluated them, which the fronts alone decide.
         every = varying(fronts)
         width = data["basis"].shape[1]
         joint, held = (Joint(data[f"{name}.mean"], data[f"{name}.covariance"], width, len(every)) for name in ("joint", "held"))
         picked = [(k, self.choice(front, group.layer, k)) for k, front in enumerate(fronts)]
+        # What reads an input is a feature; a constant would only repeat the bias.
         index = [every.index(place) for place in picked if place in every]
         chosen = [fronts[k].candidates[i] for k, i in (every[j] for j in index)]
         notes = [f"output {k}: {note}" for k, front in enumerate(fronts) for note in front.notes]
         notes += [f"output {k}: constant, left out" for k, i in picked if (k, i) not in every]
         metric = data["metric"]
+        # Features none: the map that the expressions must beat, and the mean that errors are shares of.
         control, mean = (solve(joint.keep([]), metric, rank) for rank in (self.affine, 0))
         fit = solve(joint.keep(index), metric, self.affine)
         total, total_held = joint.keep([]).error(mean, metric), held.keep([]).error(mean, metric)
@@ -173,6 +191,7 @@ class ResidualSurrogate(Searched):
             "affine_error": joint.keep([]).error(control, metric) / total,
             "affine_error_held_out": held.keep([]).error(control, metric) / total_held,
         }
+        # Expressions that do not help on held-out rows are not worth their operations: the map alone ships.
         if not chosen or row["error_held_out"] >= row["affine_error_held_out"]:
             why = "no expression" if not chosen else "the expressions do not beat the affine map on held-out tokens"
             return affine_replacement(group, control, {**row, "notes": [*notes, f"{why}: affine map used"]}, architecture)
@@ -195,12 +214,14 @@ class ResidualSurrogate(Searched):
         kind = Symbolic(outer=outer, **sizes, constants=len(constants), clamp=self.clamp, expressions=trees)
         operations = len(kind.program.instructions)
         cost = surrogate_multiply_adds(width, len(read), len(chosen), self.affine, operations)
-        scale = (fit.right.norm(dim=1) / fit.left.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
+        left, right = balanced(fit.left, fit.right)
         tensors = {
-            "basis": torch.cat([data["basis"][read], fit.right / scale[:, None]]),
+            # One projection for both: the first rows for the expressions, the others for the map.
+            "basis": torch.cat([data["basis"][read], right]),
             **{name: data[name][read].float() for name in ("offset", "low", "high")},  # float32 whatever the model's dtype
             "program.constants": torch.tensor(constants, dtype=torch.float32),
-            f"{outer}.weight": torch.cat([fit.direct, fit.left * scale], dim=1),
+            # D, then L: columns for the expressions, then for the latents of the map.
+            f"{outer}.weight": torch.cat([fit.direct, left], dim=1),
             f"{outer}.bias": fit.bias,
         }
         report = {
@@ -243,12 +264,12 @@ class ResidualSurrogate(Searched):
 def _output_directions(moments: Moments, base: Fit, metric: Tensor, count: int) -> Tensor:
     """Rows T (count, d_model): the targets T e, of unit weight in the loss, that hold most of the map's residual e."""
     width = len(base.bias)
+    # e = [−L R, I] [x; y] but for a constant, so its covariance follows from the joint one.
     rows = torch.cat([-base.left @ base.right, torch.eye(width, dtype=torch.float64)], dim=1)
     root, _ = symmetric_sqrt(metric)
-    _, vectors = torch.linalg.eigh(root @ rows @ moments.covariance @ rows.T @ root)
-    vectors = vectors.flip(1)[:, :count]
-    signs = torch.sign(vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)))  # eigh leaves them open
-    return (vectors * signs).T @ root
+    # The leading directions V of G^½ e; as targets, T = Vᵀ G^½.
+    vectors, _ = largest_first(root @ rows @ moments.covariance @ rows.T @ root)
+    return signed(vectors[:, :count]).T @ root
 
 
 def _mlp(material: Material) -> Callable[[Tensor], Tensor]:
@@ -267,7 +288,9 @@ def _mlp(material: Material) -> Callable[[Tensor], Tensor]:
 def _jacobians(call: Callable[[Tensor], Tensor], x: Tensor, directions: Tensor) -> Tensor:
     """Gradients of directions @ call(x) at rows x (n, d) → (n, outputs, d), float64; rows do not depend on each other."""
     with torch.enable_grad():
+        # The layer computes in float32; what is made of it is float64 again.
         inputs = x.float().requires_grad_(True)
         latents = call(inputs).double() @ directions.T
+        # The sum over rows has each row's own gradient, as no row depends on another.
         parts = [torch.autograd.grad(latents[:, k].sum(), inputs, retain_graph=True)[0] for k in range(len(directions))]
     return torch.stack(parts, dim=1).to(torch.float64)

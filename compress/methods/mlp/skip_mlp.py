@@ -30,21 +30,25 @@ class SkipMLP(MLPMethod):
 
     @classmethod
     def as_control(cls, control: str, of: Method) -> dict[str, Any]:
+        """The control's name is the option."""
         return {"output": control}
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
+        """The mean of what down reads, for `mean`; else nothing."""
         if self.output != "mean":
             return {}
         down = architecture.module(group.layer, "down")
         return {"down": Need(input_of=down)}  # mean(W h + b) = W mean(h) + b: the MLP's output need not be read
 
     def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
+        """One row."""
         before = mlp_parameters(group, shapes)
         d_model = shapes[f"{architecture.module(group.layer, 'down')}.weight"][1 if architecture.conv1d else 0]
         after = d_model if self.output == "mean" else 0
         return [Preview(group.modules[-1], (d_model, d_model), before, after, self.output)]
 
     def fit(self, material: Material) -> Artefact:
+        """Artefact: mean (d_model,) of the MLP's outputs, for `mean`; else no tensor."""
         about = {"parameters_before": parameters_before(material)}
         if self.output != "mean":
             return Artefact({}, about)
@@ -53,6 +57,7 @@ class SkipMLP(MLPMethod):
         return Artefact({"mean": mean if bias is None else mean + bias}, about)
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
+        """The module, with an empty weight in the place of the output projection's."""
         outer, module = architecture.mlp_outer, group.modules[-1]
         tensors = {f"{module}.{outer}.weight": torch.empty(0, dtype=torch.float64)}
         kind: Kind = Identity(outer=outer) if self.output == "identity" else Zero(outer=outer)

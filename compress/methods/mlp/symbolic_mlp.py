@@ -16,6 +16,7 @@ from compress.kinds.symbolic_mlp import Symbolic
 from compress.methods.base import Group, Material, Need, Preview, Replacement, Sees
 from compress.methods.mlp._searched import Searched
 from compress.methods.mlp._shared import chain_tensors, mlp_chain, mlp_parameters, parameters_before
+from compress.numerics.conventions import signed
 from compress.numerics.linalg import principal_components
 from compress.numerics.statistics import Moments, Sample
 from compress.regression.front import Front
@@ -49,13 +50,16 @@ class SymbolicSurrogate(Searched):
     engine: EngineOptions = Field(default_factory=EngineOptions, description="what searches: {name: operon | sparse | pysr, …}")
 
     def sees(self) -> Sees:
+        """The latents, so that the controls can be given the same."""
         return Sees(self.latents.inputs, self.latents.outputs)
 
     def needs(self, group: Group, architecture: Architecture) -> dict[str, Need]:
+        """Joint moments of input and output, and a sample of rows [x, y]."""
         first, last = group.modules[0], group.modules[-1]
         return {"moments": Need(first, last), "sample": Need(first, last, "sample", self.samples)}
 
     def preview(self, group: Group, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> Sequence[Preview]:
+        """One row. Raises ValueError for latents beyond d_model, and for too few samples."""
         d_model = shapes[f"{architecture.module(group.layer, 'down')}.weight"][1 if architecture.conv1d else 0]
         inputs, outputs = self.latents.inputs, self.latents.outputs
         for name, value in (("inputs", inputs), ("outputs", outputs)):
@@ -70,9 +74,11 @@ class SymbolicSurrogate(Searched):
         return [Preview(group.modules[-1], (d_model, d_model), mlp_parameters(group, shapes), after, note)]
 
     def fit(self, material: Material) -> Artefact:
+        """Artefact: basis (I, d), offset, low, high (I,), weight (d, O), bias (d,), one front per output."""
         moments, sample = cast(Moments, material.statistics["moments"]), cast(Sample, material.statistics["sample"])
         d_model = moments.mean.shape[0] // 2
         values = sample.values
+        # The sample is in the order of the text, so its end is other text.
         cut = len(values) - int(len(values) * HELD_OUT)
         reader = _Projection.of(moments, slice(None, d_model), self.latents.inputs, "inputs")
         writer = _Projection.of(moments, slice(d_model, None), self.latents.outputs, "outputs")
@@ -82,10 +88,12 @@ class SymbolicSurrogate(Searched):
         held = (z[cut:], y[cut:])
         fronts = regress_each(z[:cut], y[:cut], self.engine, material.seed, held, clamp=self.clamp, log=material.log)
         tensors = {
+            # One affine map of x for both: z = ((x − mean) P − z_mean) / z_scale.
             "basis": (reader.components / z_scale).T.contiguous(),
             "offset": -(reader.mean @ reader.components + z_mean) / z_scale,
             "low": z[:cut].amin(dim=0),
             "high": z[:cut].amax(dim=0),
+            # And back: y = mean + P (y_scale · outputs + y_mean).
             "weight": writer.components * y_scale,
             "bias": writer.mean + writer.components @ y_mean,
         }
@@ -101,6 +109,7 @@ class SymbolicSurrogate(Searched):
         return Artefact(tensors, metadata)
 
     def replace(self, group: Group, artefact: Artefact, architecture: Architecture) -> Replacement:
+        """The chosen expressions between the two projections. Raises ValueError as `choice` does."""
         data, about = artefact.tensors, artefact.metadata
         fronts = [Front.from_json(front) for front in about["fronts"]]
         chosen = [front.candidates[self.choice(front, group.layer, k)] for k, front in enumerate(fronts)]
@@ -148,14 +157,14 @@ class _Projection:
 
     @classmethod
     def of(cls, moments: Moments, part: slice, count: int, name: str) -> _Projection:
+        """Of that half of the joint moments. Raises ValueError where it varies in fewer than `count` directions."""
         components, variances = principal_components(moments.covariance[part, part])
         moving = int((variances > _NEGLIGIBLE * variances[0]).sum())
         if count > moving:
             raise ValueError(
                 f"latents.{name}: {count} given, but the calibrated MLP {name} vary in {moving} directions only; lower it"
             )
-        signs = torch.sign(components.gather(0, components.abs().argmax(dim=0, keepdim=True)))  # eigh leaves them open
-        return cls(moments.mean[part], (components * signs)[:, :count], variances[:count], float(variances.sum()))
+        return cls(moments.mean[part], signed(components)[:, :count], variances[:count], float(variances.sum()))
 
     def latents(self, rows: Tensor) -> Tensor:
         """rows (n, d) → (n, k)"""
@@ -165,6 +174,7 @@ class _Projection:
 def _standardise(latents: Tensor, cut: int) -> tuple[Tensor, Tensor, Tensor]:
     """(latents with mean 0 and variance 1 over the first `cut` rows, mean, scale)."""
     mean, scale = latents[:cut].mean(dim=0), latents[:cut].std(dim=0, correction=0)
+    # A latent that does not vary keeps its scale.
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (latents - mean) / scale, mean, scale
 

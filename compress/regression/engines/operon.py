@@ -50,12 +50,14 @@ def missing() -> str | None:
 
 def prepare(z: np.ndarray, options: EngineOptions) -> Search:
     """A search over z (n, I), standardised."""
+    # Here, not at the top: `missing` must be able to say that there is no pyoperon.
     from pyoperon.sklearn import SymbolicRegressor
 
     def search(y: np.ndarray, seed: int) -> tuple[list[Proposal], list[str]]:
         population = options.population
         notes = []
         if options.evaluations is not None and options.evaluations < 2 * population:
+            # One population would use up the budget, and nothing would be bred from it.
             population = max(options.evaluations // 2, 10)
             notes.append(
                 f"{options.evaluations} evaluations are few: population lowered from {options.population} to {population}"
@@ -67,13 +69,16 @@ def prepare(z: np.ndarray, options: EngineOptions) -> Search:
             max_length=options.max_length,
             max_depth=_MAX_DEPTH,
             population_size=population,
+            # Out of reach: evaluations and seconds end the search.
             generations=2**31 - 1,
             uncertainty=[1.0],
+            # The outputs are searched in parallel already (`regress_each`), and a budget must give the same trees every time.
             n_threads=1,
         )
         found: dict[str, Proposal] = {}
         started, done, chunk = time.monotonic(), 0, 0
         while options.evaluations is None or done < options.evaluations:
+            # A chunk has room for a whole population and its offspring.
             step = _CHUNK if options.evaluations is None else min(max(_CHUNK, 2 * population), options.evaluations - done)
             # Each chunk has a seed of its own and goes on from the last population, so a budget gives the same trees anywhere.
             regressor.set_params(max_evaluations=step, random_state=(seed + chunk) % 2**32, warm_start=chunk > 0)
@@ -81,6 +86,7 @@ def prepare(z: np.ndarray, options: EngineOptions) -> Search:
             done, chunk = done + step, chunk + 1
             for member in regressor.pareto_front_:
                 tree, constants = read_tree(member["tree"], list(regressor.variables_))
+                # By what it says: the front of a chunk holds most of the one before.
                 found[repr((tree, constants))] = (tree, constants, "operon")
             if options.seconds is not None and time.monotonic() - started >= options.seconds:
                 break
@@ -102,8 +108,10 @@ def read_tree(tree: Any, variables: list[int]) -> tuple[Tree, list[float]]:
             stack.append(leaf if name == "constant" else ["mul", leaf, ["var", position[node.HashValue]]])
             continue
         args = [stack.pop() for _ in range(node.Arity)]  # the last pushed is the first argument
+        # A unary minus and a reciprocal are `sub` and `div` of one argument in Operon.
         if name in ("sub", "div") and len(args) == 1:
             name = "neg" if name == "sub" else "reciprocal"
+        # More than two are folded from the left, as `sub` and `div` of the table take two.
         while len(args) > 2 and name in ("sub", "div"):
             args[:2] = [apply(name, *args[:2])]
         stack.append(apply(name, *args))

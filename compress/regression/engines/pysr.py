@@ -94,6 +94,7 @@ def read_hall_of_fame(path: Path, names: Sequence[str]) -> Front:
     if not twins:
         raise FileNotFoundError(f"no hall of fame at {path}; PySR writes one per output, in its output directory")
     notes: list[str] = []
+    # The twin is read only where the file itself has nothing to offer.
     for twin in twins:
         candidates: list[Candidate] = []
         with twin.open(newline="") as file:
@@ -102,6 +103,7 @@ def read_hall_of_fame(path: Path, names: Sequence[str]) -> Front:
                     tree, constants = read_equation(row["Equation"], names)
                     size, loss = int(row["Complexity"]), float(row["Loss"])
                 except (KeyError, TypeError, ValueError) as error:
+                    # A row that is not allowed costs that row, not the front.
                     notes.append(f"{twin.name}: skipped a row: {error}")
                     continue
                 candidates.append(Candidate(tree, tuple(constants), size, loss, None, "pysr"))
@@ -118,6 +120,7 @@ def _arguments(options: EngineOptions, seed: int, folder: Path) -> dict[str, Any
         "unary_operators": [o for o in options.operators if o not in _BINARY],
         "complexity_of_operators": {_BINARY.get(o, o): n for o, n in options.complexities.items()},
         "maxsize": options.max_length,
+        # Out of reach: evaluations or seconds end the search, unless iterations are asked for.
         "niterations": options.iterations or 1_000_000,
         **{key: value for key, value in limits.items() if value is not None and options.iterations is None},
         # Deterministic search is serial in PySR.

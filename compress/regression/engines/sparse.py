@@ -35,6 +35,7 @@ def prepare(z: np.ndarray, options: EngineOptions) -> Search:
     program = compile_program(trees, z.shape[1], 0)
     columns = evaluate_numpy(program, z, [])  # (n, terms)
     size = np.linalg.norm(columns, axis=0)
+    # Centred, so that no term stands in for the constant; of unit norm, so that gains can be compared.
     centre = columns.mean(axis=0)
     columns -= centre
     scale = np.linalg.norm(columns, axis=0)
@@ -43,10 +44,13 @@ def prepare(z: np.ndarray, options: EngineOptions) -> Search:
     gram = columns.T @ columns
 
     def search(y: np.ndarray, seed: int) -> tuple[list[Proposal], list[str]]:
+        # At most half as many terms as rows.
         order = forward_selection(gram, columns.T @ (y - y.mean()), min(options.terms, len(z) // 2), usable)
         proposals: list[Proposal] = []
+        # A path of a few sizes: each is a proposal that will be certified and scored.
         for size in sorted({min(s, len(order)) for s in (*_SIZES, len(order))} - {0}):
             chosen = order[:size]
+            # Divided by the norms, with the centres in the constant, these are the weights of the terms themselves.
             weights = np.linalg.lstsq(columns[:, chosen], y - y.mean(), rcond=None)[0] / scale[chosen]
             terms = [["mul", ["param", k], trees[j]] for k, j in enumerate(chosen)]
             offset = float(y.mean() - weights @ centre[chosen])
@@ -69,11 +73,13 @@ def library(z: np.ndarray, operators: tuple[str, ...]) -> tuple[list[Tree], list
         tree = apply(name, variable)
         if certify(compile_program([tree], z.shape[1], 0), [], low, high):
             trees.append(tree)
+    # Without a certificate of their own: a square or product of two bounded inputs is bounded.
     if {"mul", "square"} & set(operators):
         trees += [apply("square", v) for v in variables]
     if "mul" in operators:
         room = max(MAX_LIBRARY - len(trees), 0)
         paired = len(variables)
+        # As many inputs as the room left has all pairs of.
         while paired * (paired - 1) // 2 > room:
             paired -= 1
         if paired < len(variables):
@@ -93,13 +99,16 @@ def forward_selection(gram: np.ndarray, moment: np.ndarray, terms: int, usable: 
     factor = np.zeros((len(moment), terms))
     order: list[int] = []
     for k in range(terms):
+        # What each column would take off the squared error: (product with the rest of y)² / what is left of its own square.
         gain = np.where(left > _INDEPENDENT, moment**2 / np.maximum(left, _INDEPENDENT), 0.0)
         best = int(gain.argmax())
         if gain[best] <= 0:
             break
         order.append(best)
+        # The next column of the pivoted Cholesky factor of the Gram matrix.
         column = (gram[best] - factor[:, :k] @ factor[best, :k]) / np.sqrt(left[best])
         factor[:, k] = column
+        # Products and squares as they are once the chosen column is projected out of all others.
         moment -= column * (moment[best] / column[best])
         left -= column**2
         left[best] = 0.0

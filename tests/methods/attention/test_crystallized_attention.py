@@ -9,11 +9,11 @@ from recipes_for_tests import tiny_recipe
 from transformers import AutoModelForCausalLM
 
 from compress.architecture import architecture
-from compress.cli.console import recipes_folder
 from compress.evaluating.cost import account
 from compress.fitting import run
 from compress.fitting.job import prepare, tokens_of
 from compress.methods.attention.crystallized_attention import CrystallizedAttention
+from compress.packaged import recipes_folder
 from compress.searching.sweep import sweep
 
 FIVE = ("gpt2", "llama", "qwen2", "qwen3", "mistral")

@@ -1,0 +1,56 @@
+"""A decoder layer and its compressed twin, and what each of them is replaced by."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from compress.fitting.calibrate import Gradients
+from compress.fitting.units import Unit
+from compress.loading.modules import install, within
+from compress.methods.base import Method, Replacement
+from compress.stream.model import StreamedModel
+
+
+@dataclass(frozen=True)
+class Part:
+    """One unit of the layer at hand, with its rank decided, and what it is replaced by so far."""
+
+    unit: Unit
+    method: Method
+    replacement: Replacement
+
+
+@dataclass
+class Twin:
+    """The resident original `layer` and the `student`, a copy of it in which replacements are installed."""
+
+    model: StreamedModel
+    index: int
+    layer: nn.Module
+    storage_dtype: torch.dtype  # replacements are rounded to it before later layers see them
+    gradients: Gradients
+    seed: int
+    student: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        # A copy: the original has to stay, to be the target and to move its own stream.
+        self.student = copy.deepcopy(self.layer)
+
+    @property
+    def name(self) -> str:
+        """The layer's name in the full model."""
+        return self.model.architecture.layer(self.index)
+
+    def inside(self, full_name: str) -> str:
+        """A module's or parameter's name below the layer."""
+        return full_name.removeprefix(f"{self.name}.")
+
+    def install(self, replacement: Replacement) -> None:
+        """Put a replacement into the student as the checkpoint will hold it: rounded, then in the stream's dtype."""
+        find, put = within(self.student, f"{self.name}.")
+        types = {"stored_in": self.storage_dtype, "computed_in": self.model.dtype}
+        install(replacement.specs, replacement.tensors, find=find, put=put, **types)
