@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import transformers
 from checkpoints import LAYERS
 
 from conformance import checks
@@ -39,8 +40,10 @@ def matrix(seed: int) -> list[tuple[Case, tuple[str, ...]]]:
     cheap = tuple(name for name in checks.names() if checks.seconds(name) <= DEAR)
     dear = tuple(name for name in checks.names() if name not in cheap)
     cases = [*method_cases(), *kind_cases()]
-    random.Random(seed).shuffle(cases)
+    order = random.Random(seed)
+    order.shuffle(cases)
     first = [part for part in (*method_slice(seed), *kind_slice()) if part[0].layers == LAYERS]
+    order.shuffle(first)
     met = {(case, name) for case, names in first for name in names}
     rest = [(case, tuple(n for n in names if (case, n) not in met)) for names in (cheap, dear) for case in cases]
     return [*first, *rest]
@@ -60,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = {case.name for case, _ in whole}
     if given.only is not None and given.only not in names:
         parser.error(f"--only {given.only}: there are {', '.join(sorted(names))}")
+    transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)  # as the interpreters elsewhere: bit for bit is of the same order of sums
     journal = Journal(given.journal, given.seed)
     done = 0

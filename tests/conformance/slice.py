@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import cache
 from itertools import count
 
 from conformance import checks
@@ -23,6 +24,7 @@ def costs() -> dict[str, float]:
     return {name: checks.seconds(name) for name in checks.names()}
 
 
+@cache
 def left_out() -> set[tuple[str, str, str]]:
     """(check, method, architecture) that are exempt or refused, whatever the example: of such a pair nothing is shown."""
     return {
@@ -33,6 +35,7 @@ def left_out() -> set[tuple[str, str, str]]:
     }
 
 
+@cache
 def method_slice(seed: int = SEED) -> list[tuple[Case, tuple[str, ...]]]:
     """Examples take turns, so that each meets several architectures."""
     examples: dict[str, list[Case]] = defaultdict(list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections import defaultdict
@@ -56,7 +57,7 @@ def write_summary(path: Path, known: Mapping[Key, Outcome], whole: Sequence[Key]
         ),
         "source": {
             "command": "make conformance",
-            "machine": None,
+            "machine": f"{os.cpu_count()}-core machine",
             "commit": _commit(path.parent),
             "date": time.strftime("%Y-%m-%d"),
             "note": "It goes on where it stopped; the commit is the one that the last part was run on.",
