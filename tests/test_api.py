@@ -68,12 +68,6 @@ def test_importing_loads_nothing_heavy():
     assert done.stdout == started.stdout.decode(), "more than a bare interpreter has loaded"
 
 
-def test_importing_takes_less_than_fifty_milliseconds():
-    code = "import sys, time; s = time.perf_counter(); import compress; print(time.perf_counter() - s)"
-    runs = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) for _ in range(5)]
-    assert min(runs) < 0.05  # the least of them: the machine may be busy
-
-
 def test_every_name_is_there_and_is_what_it_says():
     assert set(compress.__all__) <= set(dir(compress))
     assert {*compress._FILES, *compress._ROOMS, "__version__"} == set(compress.__all__)
