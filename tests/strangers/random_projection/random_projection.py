@@ -22,7 +22,7 @@ class RandomProjection(LowRankMethod):
         d_out, d_in = weight.shape
         root = _root(merged_inputs(material).second_moment)
         moment = root @ root.T
-        most = max(1, d_out * d_in // (d_out + d_in))
+        most = min(d_out, d_in) if self.form == "pivoted" else max(1, d_out * d_in // (d_out + d_in))
         generator = torch.Generator().manual_seed(material.seed)
         random = torch.randn(d_in, most, generator=generator, dtype=torch.float64)
         for _ in range(self.power):
