@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from compress.methods.base import Method, Preview
@@ -115,18 +116,18 @@ def methods_table(chosen: Mapping[str, type[Method]]) -> Table:
     for column in ("method", "replaces", "what it does"):
         table.add_column(column)
     for name, method in chosen.items():
-        table.add_row(name, method.replaces, _first_line(method))
+        table.add_row(name, method.replaces, _summary(method))
     return table
 
 
 def method_table(name: str, method: type[Method]) -> Table:
     """Every option of one method, nested ones dotted."""
-    table = Table(title=f"{name}: {_first_line(method)}", caption=f"reference: {method.reference}")
+    table = Table(title=f"{name}: {_summary(method)}", caption=escape(f"reference: {method.reference}"))
     for column in ("option", "default", "meaning"):
         table.add_column(column, overflow="fold")
     schema = method.model_json_schema()
     for option, default, meaning in _options(schema, schema.get("$defs", {})):
-        table.add_row(option, default, meaning)
+        table.add_row(*map(escape, (option, default, meaning)))
     return table
 
 
@@ -143,8 +144,10 @@ def _options(schema: Mapping[str, Any], definitions: Mapping[str, Any], prefix: 
     return rows
 
 
-def _first_line(method: type[Method]) -> str:
-    return (method.__doc__ or "").strip().splitlines()[0]
+def _summary(method: type[Method]) -> str:
+    """The first sentence of its docstring. Brackets in it are text, not markup."""
+    text = " ".join((method.__doc__ or "").split("\n\n")[0].split())
+    return escape(re.split(r"(?<=[.:]) (?=[A-Z])", text)[0])
 
 
 def findings_table(findings: Sequence[Any]) -> Table:

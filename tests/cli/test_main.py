@@ -230,3 +230,10 @@ def test_version_and_help(compress):
     code, out, _ = compress("--help")
     assert code == 0
     assert all(command in out for command in ("fit", "sweep", "search", "methods", "recipes"))
+
+
+def test_methods_are_described_by_a_whole_sentence_in_which_brackets_stay(compress):
+    _, out, _ = compress("methods", "whitened_svd")
+    assert "U the eigenvectors of E[y yᵀ].".replace(" ", "") in re.sub(r"[\s│]", "", out)
+    _, out, _ = compress("methods", "feature_space")
+    assert "thebiasrestoresthedroppedmean." in re.sub(r"[\s│]", "", out)

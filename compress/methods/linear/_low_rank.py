@@ -168,6 +168,8 @@ class LowRankMethod(Method):
                 (), {}, (), ({**row, "kind": "dense", "rank": None, "parameters": d_out * d_in, "relative_error": 0.0},)
             )
         left, right = (artefact.tensors[k].to(torch.float64) for k in ("left", "right"))
+        # A spectrum may go on beyond the factors, as the error they leave.
+        rank = min(rank, left.shape[1])
         factors, note = _factors(left[:, :rank], right[:rank], self.form)
         bias = artefact.tensors.get("output_mean")
         if bias is not None and (latent := artefact.tensors.get("latent_mean")) is not None:
