@@ -96,7 +96,8 @@ class Elsewhere:
     def _start(self, program: str) -> subprocess.Popen[str]:
         environment = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            # What this process finds, packages with methods and kinds among it, is found there too.
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
             "HF_HUB_OFFLINE": "1",
             "HF_MODULES_CACHE": str(self.folder / f"{program}-modules"),
             "OMP_NUM_THREADS": "1",

@@ -13,6 +13,7 @@ class RandomProjection(LowRankMethod):
 
     reference = "Halko, Martinsson & Tropp 2011, with one pass over the inputs' second moment"
     examples = ({"rank": {"keep": 0.6}}, {"rank": {"keep": 0.6}, "power": 2, "form": "pivoted"})
+    whole = None  # where d_out < d_in, d_out random directions of the inputs miss the others
 
     power: int = Field(1, ge=0, le=4, description="how often the random directions pass through the second moment")
 
