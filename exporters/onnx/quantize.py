@@ -55,7 +55,8 @@ def _int8(source: Path, target: Path) -> None:
         target,
         op_types_to_quantize=["MatMul"],
         per_channel=True,
-        weight_type=QuantType.QInt8,
+        # Unsigned as the activations are: processors without VNNI saturate sums of unsigned by signed products at 16 bits.
+        weight_type=QuantType.QUInt8,
         use_external_data_format=_is_large(source),
         # The quantizer's own type inference does not know local functions.
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
