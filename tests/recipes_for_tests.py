@@ -65,3 +65,23 @@ def divergence(folder: Path, source: Path, recipe: Recipe) -> float:
     """KL of the model in `folder` from the one in `source`, on the recipe's calibration tokens."""
     models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (folder, source)]
     return compare(*models, tokens_of(prepare(recipe)))["kl"]
+
+
+STEP = {"method": "feature_space", "layers": [0], "rank": {"keep": 0.5}}
+
+
+def symbolic_step(outputs: int, terms: int) -> dict[str, Any]:
+    """Layer 1's MLP as `outputs` sparse expressions of `terms` terms."""
+    return {
+        "method": "symbolic_mlp",
+        "layers": [1],
+        "latents": {"inputs": 3, "outputs": outputs},
+        "engine": {"name": "sparse", "terms": terms},
+        "samples": 100,
+    }
+
+
+def evaluated_recipe(folder: Path, output: Path, *steps: dict[str, Any], **more: Any) -> Recipe:
+    """A recipe that is judged on the folder's text, too; without steps, of one low-rank layer."""
+    texts = {"texts": {"own": str(folder / "text.txt")}, "length": 32, "sequences": 4}
+    return tiny_recipe(folder, output, *(steps or (STEP,)), **{"evaluation": texts, **more})

@@ -1,7 +1,7 @@
 """recipe → checkpoint. Read top to bottom: check, stream and fit unit by unit, decide and assemble, evaluate.
 
-Every unit is one file under `<output>/work/units`, written atomically: kill the process at any moment, run again, and it
-continues and ends with the same bytes.
+Every unit is one file in the output's folder of unfinished work, written atomically: kill the process at any moment, run again,
+and it continues and ends with the same bytes.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from checkpoints import BLOCKER
+from interpreters import BLOCKER
 from recipes_for_tests import IDS
 
 from compress.version import __file__ as version_file

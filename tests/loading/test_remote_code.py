@@ -10,16 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import (
-    ATTENTION_KINDS,
-    LINEAR_KINDS,
-    MLP_KINDS,
-    run_without,
-    scaled_kind,
-    tiny_checkpoint,
-    tiny_model,
-    with_plan,
-)
+from checkpoints import ATTENTION_KINDS, LINEAR_KINDS, MLP_KINDS, scaled_kind, tiny_checkpoint, tiny_model, with_plan
+from interpreters import run_without
 from transformers import AutoModel, AutoModelForCausalLM
 
 from compress.loading.quantizer import register

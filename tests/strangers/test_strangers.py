@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from checkpoints import run_without
+from interpreters import run_without
 from recipes_for_tests import logits
 from transformers import AutoModelForCausalLM
 
@@ -136,7 +136,7 @@ def test_everything_takes_both(site: Path, folders, compress, tmp_path: Path) ->
         assert "class GatedMLP" in (run / "torch" / "model.py").read_text()
 
     run_without(NOWHERE, ELSEWHERE, tmp_path, *map(str, runs.values()))
-    assert all(torch.equal(torch.load(run / "elsewhere.pt"), here[run]) for run in runs.values())
+    assert all(torch.equal(torch.load(run / "elsewhere.pt", weights_only=True), here[run]) for run in runs.values())
 
     sys.path.remove(str(site))
     forget()

@@ -18,5 +18,5 @@ def check(made: Made, elsewhere: Elsewhere) -> None:
         raise Refused(str(error)) from error
     found = elsewhere.load("standalone", out)
     assert "error" not in found, found["error"]
-    for logits in torch.load(out / "logits.pt"):  # in one pass, and on the cache of a first one
+    for logits in torch.load(out / "logits.pt", weights_only=True):  # in one pass, and on the cache of a first one
         assert_close(logits, made.logits, TOLERANCE)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import D_MODEL, VOCABULARY, random_plan, run_without, scaled_kind, tiny_checkpoint, tiny_model, with_plan
+from checkpoints import D_MODEL, VOCABULARY, random_plan, scaled_kind, tiny_checkpoint, tiny_model, with_plan
+from interpreters import run_without
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -99,8 +100,7 @@ def test_bfloat16_halves_the_weights_and_computes_the_same_function(tmp_path: Pa
 
 def test_a_file_that_computes_something_else_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint", "llama")
-    honest = source.source
-    monkeypatch.setattr(torch_source, "source", lambda parts: honest(parts).replace("= 500.0,", "= 510.0,"))
+    monkeypatch.setattr(torch_source, "source", lambda parts: source(parts).replace("= 500.0,", "= 510.0,"))
     with pytest.raises(RuntimeError, match=r"max \|Δlogit\|.*greedy tokens"):
         export_torch(checkpoint, tmp_path / "out")
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import FAMILIES, POSITIONS, run_without, tiny_checkpoint
+from checkpoints import FAMILIES, POSITIONS, tiny_checkpoint
+from interpreters import run_without
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from checkpoints import run_without
+from interpreters import run_without
 from recipes_for_tests import tiny_recipe
 from transformers import AutoModelForCausalLM
 

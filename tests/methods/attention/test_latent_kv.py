@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from checkpoints import run_without, tiny_model
+from checkpoints import tiny_model
+from interpreters import run_without
 from recipes_for_tests import tiny_recipe
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 

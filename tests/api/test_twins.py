@@ -1,4 +1,4 @@
-"""The Python interface: a twin of every command, cheap to import; a model in memory gives what its folder gives."""
+"""The Python interface: a twin of every command, cheap to import."""
 
 import ast
 import json
@@ -10,50 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from checkpoints import FAMILIES, tiny_model
-from recipes_for_tests import tiny_folder, tiny_recipe
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from recipes_for_tests import STEP, evaluated_recipe, tiny_folder
 
 import compress
-from compress.checkpoint.in_memory import InMemory
-from compress.checkpoint.shards import Shards
 
-STEP = {"method": "feature_space", "layers": [0], "rank": {"keep": 0.5}}
 HEAVY = {"torch", "transformers", "pydantic", "numpy", "importlib.metadata", "sympy", "yaml"}
-
-
-def recipe_over(folder, output, *steps, **more):
-    texts = {"texts": {"own": str(folder / "text.txt")}, "length": 32, "sequences": 4}
-    return tiny_recipe(folder, output, *(steps or (STEP,)), **{"evaluation": texts, **more})
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
-    """A checkpoint with a low-rank layer and a symbolic MLP; only to be read."""
-    root = tmp_path_factory.mktemp("fitted")
-    folder = tiny_folder(root / "model", "llama")
-    engine = {"name": "sparse", "terms": 3}
-    symbolic = {
-        "method": "symbolic_mlp",
-        "layers": [1],
-        "latents": {"inputs": 3, "outputs": 2},
-        "engine": engine,
-        "samples": 100,
-    }
-    return compress.fit(recipe_over(folder, root / "out", STEP, symbolic))
-
-
-def stored(folder):
-    """{name: tensor} of a folder's weights."""
-    shards = Shards(folder)
-    return {name: shards.tensor(name) for name in shards}
-
-
-def same_bits(a, b):
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        assert value.dtype == b[name].dtype, name
-        assert torch.equal(value.contiguous().view(torch.uint8), b[name].contiguous().view(torch.uint8)), name
 
 
 # What `import compress` costs
@@ -137,82 +98,6 @@ def test_a_mapping_is_not_changed_by_overrides():
     assert json.dumps(plain) == before
 
 
-# Models in memory
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_in_memory_has_the_tensors_that_it_would_be_saved_with(family, tmp_path):
-    model = tiny_model(family)
-    model.save_pretrained(tmp_path)
-    memory, shards = InMemory(model), Shards(tmp_path)
-    assert (memory.shapes, memory.dtypes) == (shards.shapes, shards.dtypes)
-    same_bits({name: memory.tensor(name) for name in memory}, stored(tmp_path))
-    assert {n: memory.bytes(n) for n in memory} == {n: shards.bytes(n) for n in shards}
-    prefix = next(iter(memory))[:8]
-    assert memory.under(prefix).keys() == shards.under(prefix).keys()
-
-
-def test_the_fingerprint_is_of_the_content():
-    model, same, other = tiny_model("llama"), tiny_model("llama"), tiny_model("llama")
-    with torch.no_grad():
-        next(other.parameters())[0, 0] += 1
-    assert InMemory(model).fingerprint() == InMemory(same).fingerprint() != InMemory(other).fingerprint()
-
-
-@pytest.mark.parametrize(
-    ("family", "dtype", "levers"),
-    [
-        ("llama", torch.float32, {}),
-        ("qwen2", torch.bfloat16, {}),  # tied embeddings
-        ("gpt2", torch.float32, {"propagate_error": True}),
-        ("llama", torch.float16, {"refine": {"steps": 2, "batch": 2}, "finetune": {"steps": 2, "batch": 2}}),
-    ],
-    ids=["llama", "tied bfloat16", "gpt2 propagated", "llama refined float16"],
-)
-def test_a_fit_from_memory_is_the_fit_from_the_folder_bit_for_bit(family, dtype, levers, tmp_path):
-    folder = tiny_folder(tmp_path / "model", family)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model.save_pretrained(folder)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    plain = recipe_over(folder, tmp_path / "a", **levers)
-    on_disk = compress.fit(plain)
-    nameless = {k: v for k, v in yaml.safe_load(plain.to_yaml()).items() if k != "model"}
-    in_memory = compress.fit({**nameless, "output": str(tmp_path / "b")}, model=model, tokenizer=tokenizer)
-    same_bits(stored(on_disk.path), stored(in_memory.path))
-    for file in ("config.json", "generation_config.json"):
-        assert (on_disk.path / file).is_file() == (in_memory.path / file).is_file()
-        if (on_disk.path / file).is_file():
-            assert json.loads((on_disk.path / file).read_text()) == json.loads((in_memory.path / file).read_text())
-    assert on_disk.report["evaluation"] == in_memory.report["evaluation"]
-    assert in_memory.recipe.model.name == "in_memory"
-    same_bits(before, dict(model.state_dict()))
-    ids = torch.arange(20)[None]
-    assert torch.equal(on_disk.model()(ids).logits, in_memory.model()(ids).logits)
-    assert tokenizer.get_vocab() == in_memory.tokenizer().get_vocab()
-
-
-def test_a_model_keeps_the_tokenizer_it_was_loaded_with(tmp_path):
-    folder = tiny_folder(tmp_path / "model", "llama")
-    made = compress.fit(recipe_over(folder, tmp_path / "out"), model=compress.from_pretrained(folder))
-    assert (made.path / "tokenizer.json").is_file()
-    assert made.recipe.model.name == str(folder)  # the label that the recipe gives
-
-
-def test_what_cannot_be_compressed_from_memory(tmp_path, fitted):
-    plain = {"steps": [STEP], "output": str(tmp_path / "out")}
-    with pytest.raises(ValueError, match="model: Linear given; give a transformers model"):
-        compress.fit(plain, model=torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="give tokenizer= beside model="):
-        compress.fit(plain, model=tiny_model("llama"))
-    with pytest.raises(ValueError, match="already compressed"):
-        compress.fit(plain, model=fitted.model(), tokenizer=fitted.tokenizer())
-    with pytest.raises(ValueError, match="tokenizer: it goes with model="):
-        compress.fit(plain, tokenizer=fitted.tokenizer())
-    with pytest.raises(ValueError, match="model: Field required"):
-        compress.fit(plain)
-
-
 # The checkpoint and the other twins
 
 
@@ -264,10 +149,10 @@ def test_search_sweep_and_layers(tmp_path):
     folder = tiny_folder(tmp_path / "model", "llama")
     windows = {"search_windows": 2, "test_windows": 2, "length": 24}
     texts = {"texts": {"own": str(folder / "text.txt")}, "length": 32}
-    recipe = recipe_over(folder, tmp_path / "search", evaluation=texts)
+    recipe = evaluated_recipe(folder, tmp_path / "search", evaluation=texts)
     found = compress.search(recipe, tolerance=0.1, **windows)
     assert found == json.loads((tmp_path / "search" / "ranks.json").read_text())
-    recipe = recipe_over(folder, tmp_path / "sweep")
+    recipe = evaluated_recipe(folder, tmp_path / "sweep")
     points = compress.sweep(recipe, {"steps.0.rank.keep": [0.5, 0.25]}, overrides=["seed=3"])
     assert [point["name"] for point in points] == ["keep=0.5", "keep=0.25"]
     assert compress.Checkpoint(tmp_path / "sweep" / "keep=0.5").recipe.seed == 3
@@ -275,7 +160,7 @@ def test_search_sweep_and_layers(tmp_path):
     assert [point["name"] for point in listed] == ["0.5", "0.25"]
     with pytest.raises(ValueError, match="a sweep needs a key with several values"):
         compress.sweep(recipe)
-    recipe = recipe_over(folder, tmp_path / "layers", {"method": "skip_mlp"}, evaluation=texts)
+    recipe = evaluated_recipe(folder, tmp_path / "layers", {"method": "skip_mlp"}, evaluation=texts)
     assert sorted(compress.layers(recipe, controls=False, **windows)["layers"]) == [0, 1]
 
 
@@ -287,25 +172,6 @@ def test_expressions_and_pick(fitted):
     assert picked.fronts[0].candidates[picked.chosen[0]].complexity == least
     with pytest.raises(ValueError, match="layer 0 has no expressions"):
         fitted.expressions(0)
-
-
-def test_expressions_and_pick_of_a_model_that_was_in_memory(tmp_path):
-    folder = tiny_folder(tmp_path / "model", "llama")
-    engine = {"name": "sparse", "terms": 2}
-    symbolic = {
-        "method": "symbolic_mlp",
-        "layers": [1],
-        "latents": {"inputs": 3, "outputs": 1},
-        "engine": engine,
-        "samples": 100,
-    }
-    recipe = recipe_over(folder, tmp_path / "out", symbolic, model="nowhere", evaluation={})
-    made = compress.fit(recipe, model=compress.from_pretrained(folder))
-    least = min(candidate.complexity for candidate in made.expressions(1)[0].fronts[0].candidates)
-    made.pick(1, 0, least)
-    assert (made.path / "config.json").is_file()
-    with pytest.raises(FileNotFoundError, match="no model folder 'nowhere'"):
-        compress.Checkpoint(made.path).expressions()
 
 
 def test_explain_takes_a_folder_and_a_model(fitted):
@@ -324,19 +190,19 @@ def test_explain_takes_a_folder_and_a_model(fitted):
 
 def test_progress_is_silent_a_bar_or_a_function(tmp_path, capfd):
     folder = tiny_folder(tmp_path / "model", "llama")
-    compress.fit(recipe_over(folder, tmp_path / "silent"))
+    compress.fit(evaluated_recipe(folder, tmp_path / "silent"))
     heard = []
 
     def listen(description, total):
         heard.append((description, total))
         return lambda note="", done=1: None
 
-    compress.fit(recipe_over(folder, tmp_path / "told"), progress=listen)
+    compress.fit(evaluated_recipe(folder, tmp_path / "told"), progress=listen)
     assert {"evaluate", "write checkpoint"} <= {description for description, _ in heard}
-    compress.fit(recipe_over(folder, tmp_path / "bar"), progress="bar")  # no terminal here
+    compress.fit(evaluated_recipe(folder, tmp_path / "bar"), progress="bar")  # no terminal here
     assert capfd.readouterr() == ("", "")
     with pytest.raises(ValueError, match="progress: 'bars' given; give \"bar\""):
-        compress.fit(recipe_over(folder, tmp_path / "no"), progress="bars")
+        compress.fit(evaluated_recipe(folder, tmp_path / "no"), progress="bars")
 
 
 def test_only_the_command_line_prints():
