@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -52,11 +53,17 @@ class Registry(Generic[T]):
         return self._loaded[name]
 
     def source_hash(self, name: str) -> str:
-        """Hash of the source of another package's class: what it made is not taken over once it changed; "" for ours."""
+        """Hash of all source of another package, by its class: what it made is not taken over once it changed; "" for ours."""
         member = self.load(name)
-        if member.__module__.partition(".")[0] == self.package.partition(".")[0]:
+        top = member.__module__.partition(".")[0]
+        if top == self.package.partition(".")[0]:
             return ""
-        return hashlib.sha256(inspect.getsource(inspect.getmodule(member) or member).encode()).hexdigest()
+        file = Path(str(getattr(sys.modules[top], "__file__", None) or ""))
+        if not file.is_file():  # registered in a notebook: its own text alone
+            return hashlib.sha256(inspect.getsource(member).encode()).hexdigest()
+        # A helper beside the class counts as the class does.
+        files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
+        return hashlib.sha256(b"\0".join(part.read_bytes() for part in files)).hexdigest()
 
     def register(self, name: str, member: type[T]) -> None:
         """Add a class by hand, for this process: from a notebook, or a test."""

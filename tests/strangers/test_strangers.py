@@ -144,6 +144,17 @@ def test_everything_takes_both(site: Path, folders, compress, tmp_path: Path) ->
         AutoModelForCausalLM.from_pretrained(runs["llama"])
 
 
+def test_what_a_method_made_is_not_taken_over_once_any_file_of_its_package_changed(site: Path) -> None:
+    registry = compress.methods.registry
+    before = {name: registry.source_hash(name) for name in ENTRY_POINTS}
+    assert len({*before.values(), registry.source_hash("weight_svd")}) == 3
+    helper = site / "gated_mlp" / "kind.py"
+    helper.write_text(helper.read_text() + "# changed\n")
+    after = {name: registry.source_hash(name) for name in ENTRY_POINTS}
+    assert after["gated_mlp"] != before["gated_mlp"]
+    assert after["random_projection"] == before["random_projection"]
+
+
 def test_a_broken_package_is_one_line_and_the_others_go_on(site: Path, compress, caplog: pytest.LogCaptureFixture) -> None:
     (site / "random_projection.py").write_text("import a_module_that_nobody_has\n")
     forget()
