@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from textwrap import fill
-
-from compress.source.text import WIDTH, broken, in_place, text
+from compress.source.text import in_place, text
 from compress.symbolic.program import Program
 from compress.symbolic.torch_source import torch_source
 
@@ -72,45 +70,13 @@ def layer_class(layer: int, program: Program) -> str:
     """The subclass of one layer, with its expressions as straight-line code."""
     # The last line makes the result, and becomes the return.
     *steps, last = torch_source(program, z="z", constants="c", result="y")
-    lines = [part for left, _, right in (line.partition(" = ") for line in steps) for part in _statement(left, right, " = ")]
-    lines += _statement("return", last.removeprefix("y = "), " ")
+    lines = [*steps, f"return {last.removeprefix('y = ')}"]
     return "\n".join(
         [
             f"class SymbolicMLP{layer}(SymbolicMLP):",
             f'    """Layer {layer}: {len(program.instructions)} operations on {program.n_inputs} latents."""',
             "",
             "    def expressions(self, z: Tensor, c: Tensor) -> Tensor:",
-            *lines,
+            *(f"        {line}" for line in lines),
         ]
     )
-
-
-def _statement(left: str, right: str, between: str, spaces: int = 8) -> list[str]:
-    """`left = right` or `return right`, broken where it is too long."""
-    margin = " " * spaces
-    if len(one := f"{margin}{left}{between}{right}") <= WIDTH:
-        return [one]
-    if len(margin + left) > WIDTH // 2:  # the names of many latents
-        inner = fill(left, WIDTH, initial_indent=margin + "    ", subsequent_indent=margin + "    ")
-        return [f"{margin}(", *inner.splitlines(), f"{margin}){between}{right}"]
-    first, *rest = broken(right, spaces)
-    if rest:
-        return [f"{margin}{left}{between}{first.strip()}", *rest]
-    return [f"{margin}{left}{between}(", *_operators(right, spaces + 4), f"{margin})"]
-
-
-def _operators(expression: str, spaces: int) -> list[str]:
-    """An expression broken before its weakest operators, sums before products."""
-    margin = " " * spaces
-    # Sums are weaker: only an expression without one at this depth is broken at its products.
-    for operators in ((" + ", " - "), (" * ", " / ")):
-        parts, depth, start = [], 0, 0
-        for i, letter in enumerate(expression):
-            depth += (letter in "([{") - (letter in ")]}")
-            if depth == 0 and expression[i : i + 3] in operators:
-                parts.append(expression[start:i])
-                # The operator begins the next line; the space before it goes.
-                start = i + 1
-        if parts:
-            return [margin + part for part in [*parts, expression[start:]]]
-    return [margin + expression]

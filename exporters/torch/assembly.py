@@ -12,9 +12,9 @@ from compress import kinds
 from compress.kinds.contract import Kind
 from compress.source.family import Family, refuse
 from compress.source.inline import import_block, inline, refuse_twice
-from compress.source.text import WIDTH, fit
 from compress.version import __version__
 from exporters.torch import blocks
+from exporters.torch.layout import WIDTH, laid_out
 from exporters.torch.linears import Linear, cell, fixed, keywords, maker_source, usual_bias
 from exporters.torch.model import block_class, layer_table, model_class
 from exporters.torch.parts import Parts
@@ -78,7 +78,7 @@ def source(parts: Parts) -> str:
         model_class(family, _head(parts.head), links=_linked(parts)),
         RUNTIME,
     ]
-    body = fit("\n\n\n".join(piece for piece in pieces if piece)) + "\n"
+    body = "\n\n\n".join(piece for piece in pieces if piece) + "\n"
     # Last, since only constants that the body names are written.
     body = f"{blocks.constants(family, parts.end, body)}\n\n{_aliases(family, tabled)}\n\n\n{body}"
     head = _HEAD.format(
@@ -87,7 +87,7 @@ def source(parts: Parts) -> str:
         summary="\n".join(fill(line, WIDTH) for line in (_summary(parts), _letters(family))),
         imports=_imports(body, [*IMPORTS, *inlined.imports]),
     )
-    return refuse_twice(head + body)
+    return refuse_twice(laid_out(head + body))
 
 
 def _attention(parts: Parts, built: Mapping[str, Mapping[str, str]], makers: Mapping[str, Sequence[str]]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from compress.source.family import KEYS, QUERIES, Family, role_shape
 from compress.source.pieces import Switch
-from compress.source.text import WIDTH, call, in_place, text
+from compress.source.text import in_place, text
 
 
 def constants(family: Family, end: Sequence[int], body: str) -> str:
@@ -228,22 +228,22 @@ def _attend(family: Family, names: Sequence[str], switch: Switch | None, everywh
     more = [*[f"scale={scale}"] * bool(scale), *["enable_gqa=True"] * repeated]
     # Without a window the prefill is plainly causal, and needs no mask.
     attend = ["q", "k", "v", "attn_mask=mask", *["is_causal=past is None"] * (not window), *more]
-    dense = call("y = F.scaled_dot_product_attention", attend, 0, WIDTH - 8, comment="  # (B, H, T, C)")
+    dense = f"y = F.scaled_dot_product_attention({', '.join(attend)})  # (B, H, T, C)"
     return [
         f"mask = {'' if window else 'None if past is None else '}visible({mask})",
-        *(_switched(family, dense, scale, switch, everywhere) if switch else dense),
+        *(_switched(family, dense, scale, switch, everywhere) if switch else [dense]),
         _out(),
     ]
 
 
-def _switched(family: Family, dense: Sequence[str], scale: str, switch: Switch, everywhere: bool) -> list[str]:
+def _switched(family: Family, dense: str, scale: str, switch: Switch, everywhere: bool) -> list[str]:
     """The branch of the layers that attend by another function."""
     # With dimensions for batch and heads, which the other functions expect.
     mask = "mask[None, None]" if any(family.windows) else "None if mask is None else mask[None, None]"
     one = f"y = {switch.attend(mask, scale)}  # (B, H, T, C)"
     if everywhere:
         return [one]
-    return [f"if self.{switch.name} is None:", *(f"    {line}" for line in dense), "else:", f"    {one}"]
+    return [f"if self.{switch.name} is None:", f"    {dense}", "else:", f"    {one}"]
 
 
 def _out() -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from compress.source.family import Family
-from compress.source.text import WIDTH, call, in_place, text
+from compress.source.text import in_place, text
 
 
 def norm_call(family: Family, size: str = "D_MODEL") -> str:
@@ -70,15 +70,11 @@ def layer_table(rows: Sequence[tuple[str, str]], columns: Mapping[str, Sequence[
     doc = f"What every layer is made of{': ' * bool(signatures)}{signatures}."
     # Runs of equal rows: a model whose layers are all alike is one line.
     groups = [list(group) for _, group in groupby(enumerate(rows), key=lambda item: item[1])]
-    if (
-        len(groups) == 1
-        and len(rows) > 1
-        and len(one := f"    return [{_block(rows[0])} for _ in range({len(rows)})]") <= WIDTH
-    ):
-        body = [one]
+    if len(groups) == 1 and len(rows) > 1:
+        table = f"[{_block(rows[0])} for _ in range({len(rows)})]"
     else:
-        body = ["    return [", *(line for group in groups for line in _lines(group)), "    ]"]
-    return "\n".join(["def layers() -> list[Block]:", f'    """{doc}"""', *body])
+        table = "\n".join(["[", *(line for group in groups for line in _lines(group)), "]"])
+    return "\n".join(["def layers() -> list[Block]:", f'    """{doc}"""', f"    return {table}"])
 
 
 def _block(parts: tuple[str, str]) -> str:
@@ -90,20 +86,8 @@ def _lines(group: Sequence[tuple[int, tuple[str, str]]]) -> list[str]:
     (first, parts), last = group[0], group[-1][0]
     # Two of them are no shorter as a loop.
     if len(group) < 3:
-        return [line for layer, _ in group for line in _row(parts, "        ", f",  # {layer}")]
-    head, *rest = _row(parts, "          ", "")
-    return [f"        *({head.strip()}", *rest, f"          for _ in range({len(group)})),  # {first} to {last}"]
-
-
-def _row(parts: tuple[str, str], margin: str, tail: str) -> list[str]:
-    """A block in one line where it fits, else its two parts below each other, else broken as a formatter would."""
-    attention, mlp = parts
-    if len(one := f"{margin}{_block(parts)}{tail}") <= WIDTH:
-        return [one]
-    two = [f"{margin}Block({attention},", f"{margin}      {mlp}){tail}"]
-    if max(map(len, two)) <= WIDTH:
-        return two
-    return call("Block", parts, len(margin), tail=tail.partition("  ")[0], comment=tail.removeprefix(","))
+        return [f"{_block(parts)},  # {layer}" for layer, _ in group]
+    return [f"*({_block(parts)} for _ in range({len(group)})),  # {first} to {last}"]
 
 
 def model_class(family: Family, head: str, *, links: Sequence[str]) -> str:
