@@ -7,7 +7,7 @@ from textwrap import fill
 import black
 
 WIDTH = 128
-_MODE = black.Mode(line_length=WIDTH, target_versions={black.TargetVersion.PY311})
+_MODE = black.Mode(line_length=WIDTH)
 
 
 def laid_out(source: str) -> str:
