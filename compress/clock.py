@@ -51,10 +51,10 @@ def choose_devices(asked: Sequence[str] | None) -> list[str]:
 
 def synchronize(device: str) -> None:
     """Wait until the device has finished everything it was given."""
-    if device == "cuda":
+    if device.startswith("cuda"):
         import torch
 
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     elif device == "mps":
         import torch
 

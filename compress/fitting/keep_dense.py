@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch import nn
 
 from compress import kinds
 from compress.checkpoint.files import read_json, write_json
+from compress.clock import interleave, present_devices, timed
 from compress.methods.base import Replacement
 from compress.plan import ModuleSpec
 
 TOKENS = {"decode": 1, "prefill": 256}
-ROUNDS = 30
+ROUNDS, REPEATS = 30, 10
 MARGIN = 1.03  # a factored linear within 3 % of dense counts as no slower
 
 
@@ -73,35 +74,25 @@ class Verdicts:
                 parameter.normal_(std=0.02)
             module.to(self.device, self.dtype)
         x = torch.randn(1, tokens, dense.in_features, device=self.device, dtype=self.dtype)
-        times: list[list[float]] = [[], []]
-        # In turns, so that a machine that slows down slows both.
-        for _ in range(ROUNDS):
-            for module, seen in zip(modules, times, strict=True):
-                seen.append(self._time(module, x))
+        runs = {
+            name: partial(self._milliseconds, module, x) for name, module in zip(("factored", "dense"), modules, strict=True)
+        }
+        times = interleave(runs, ROUNDS)
         # The first fifth warms up caches and clocks, and does not count.
-        factored, plain = (statistics.median(seen[ROUNDS // 5 :]) for seen in times)
+        factored, plain = (statistics.median(seen[ROUNDS // 5 :]) for seen in times.values())
         return round(factored / plain, 3)
 
-    def _time(self, module: nn.Module, x: torch.Tensor) -> float:
-        repeats = 10
-        # Work on a device is queued: without waiting, the clock would measure the queueing.
-        self._wait()
-        start = time.perf_counter()
-        for _ in range(repeats):
-            module(x)
-        self._wait()
-        return (time.perf_counter() - start) / repeats
+    def _milliseconds(self, module: nn.Module, x: torch.Tensor) -> float:
+        def run() -> None:
+            for _ in range(REPEATS):
+                module(x)
 
-    def _wait(self) -> None:
-        if self.device != "cpu":
-            getattr(torch, self.device.partition(":")[0]).synchronize()
+        return timed(self.device, run)[0]
 
 
 def judge(replacements: Sequence[Replacement], file: Path, device: str, dtype: torch.dtype) -> list[Replacement]:
     """Every replacement that is no slower than dense on `device`. Raises ValueError for a device that is not there."""
-    kind = device.partition(":")[0]
-    there = [name for name in ("cuda", "mps") if getattr(torch, name).is_available()]
-    if kind != "cpu" and kind not in there:
-        raise ValueError(f"keep_dense_if_slower: device {device!r} is not here; there are {', '.join(['cpu', *there])}")
+    if device.partition(":")[0] not in (present := present_devices()):
+        raise ValueError(f"keep_dense_if_slower: device {device!r} is not here; there are {', '.join(present)}")
     verdicts = Verdicts(file, device, dtype)
     return [verdicts.keep_dense(replacement) for replacement in replacements]
