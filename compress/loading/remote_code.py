@@ -14,6 +14,7 @@ from typing import Any
 
 from compress import kinds
 from compress.checkpoint.files import write_json, write_text
+from compress.loading.swapping import SwapQuantizer
 from compress.plan import Plan
 from compress.source.inline import import_block, inline, refuse_twice
 from compress.version import __version__
@@ -25,10 +26,7 @@ _IMPORTS = (
     "from typing import Any",
     "from torch import nn",
     "from transformers import {stock}, {stock_base}",
-    "from transformers.conversion_mapping import get_checkpoint_conversion_mapping",
     "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer",
-    "from transformers.quantizers.base import HfQuantizer",
-    "from transformers.utils.quantization_config import QuantizationConfigMixin",
 )
 
 # The quantizer is registered once per process, but every checkpoint brings its own model class: checkpoints of different
@@ -37,7 +35,7 @@ _TEMPLATE = '''\
 """Loads this compressed checkpoint where compress is not installed: `from_pretrained(folder, trust_remote_code=True)`.
 
 Written by compress {version}. config.json says under `quantization_config` which module is replaced by which kind; the first
-classes below are those kinds, as they are in compress.nn.
+classes below are those kinds, as they are in compress.nn, and what its quantizer has in common with this one.
 """
 
 from __future__ import annotations
@@ -53,48 +51,18 @@ KINDS: dict[str, type[nn.Module]] = {{
 }}
 {tables}
 
-class CompressConfig(QuantizationConfigMixin):
-    """`quantization_config`: which module is replaced, by which kind, with which options."""
+class CompressQuantizer(SwapQuantizer):
+    """Has the model replace its own modules: only its class knows the kinds of this checkpoint."""
 
-    def __init__(self, modules: list[dict[str, Any]] | None = None, format_version: int = 1, **_: Any) -> None:
-        self.quant_method = "compress"
-        self.format_version = format_version
-        self.modules = modules or []
-
-
-class CompressQuantizer(HfQuantizer):
-    """Has the model replace its modules before the weights are read; the loader then fills them like any others."""
-
-    requires_calibration = True
-    is_qat_trainable = True
-    is_compileable = True
-    renames: list[Any] = []
-
-    def is_serializable(self, *_: Any, **__: Any) -> bool:
-        return True
-
-    @property
-    def is_trainable(self) -> bool:
-        return True
-
-    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+    def swap(self, model: nn.Module) -> None:
         if not hasattr(model, "replace_modules"):
             raise ValueError("this checkpoint is compressed: load it with trust_remote_code=True, or install compress")
         model.replace_modules(self.quantization_config)
-        # transformers renames tensors by the name of a model's class (the head of GPT-NeoX): here, that of the stock class.
-        self.renames = get_checkpoint_conversion_mapping(type(model).__mro__[1].__name__) or []
-
-    def update_weight_conversions(self, weight_conversions: list[Any], *model: nn.Module) -> list[Any]:
-        return [*super().update_weight_conversions(weight_conversions, *model), *self.renames]
-
-    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
-        model.is_quantized = False  # nothing is quantized: .half(), .float() and Trainer work as on any model
-        return model
 
 
-if "compress" not in AUTO_QUANTIZER_MAPPING:  # compress itself, or the file of another checkpoint
-    register_quantization_config("compress")(CompressConfig)
-    register_quantizer("compress")(CompressQuantizer)
+if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:  # compress itself, or the file of another checkpoint
+    register_quantization_config(QUANT_METHOD)(CompressConfig)
+    register_quantizer(QUANT_METHOD)(CompressQuantizer)
 
 
 def replace_modules(model: nn.Module, config: CompressConfig) -> None:
@@ -174,7 +142,7 @@ def remote_code(plan: Plan, model_type: str) -> str:
     by_module = {spec.module: kinds.of(spec) for spec in plan.modules}
     # Sorted, so that the file does not depend on the order of the modules.
     classes = {kind.kind: type(kind) for kind in sorted(by_module.values(), key=lambda kind: kind.kind)}
-    inlined = inline(cls.runtime for cls in classes.values())
+    inlined = inline([*(cls.runtime for cls in classes.values()), SwapQuantizer])
     wrappers = [name for name, cls in classes.items() if cls.wraps]
     # What only compress can compute goes into the file as a table: of each (option, argument), the value by module.
     computed = {
