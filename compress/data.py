@@ -119,7 +119,7 @@ def windows(
         )
     chosen = range(available)
     if sequences is not None:
-        chosen = sorted(random.Random(seed).sample(chosen, sequences)) if sampling == "random" else chosen[:sequences]
+        chosen = _drawn(available, sequences, seed) if sampling == "random" else chosen[:sequences]
     table = torch.tensor(ids[: available * length], dtype=torch.long).view(available, length)
     return table[list(chosen)]  # type: ignore[return-value]
 
@@ -127,6 +127,23 @@ def windows(
 def calibration_tokens(source: TextSource, tokenizer: PreTrainedTokenizerBase) -> LongTensor:
     """Windows drawn at random from the calibration text, (sequences, length)."""
     return _tokens(source, tokenizer, "calibration", "random")
+
+
+def unseen_tokens(source: TextSource, tokenizer: PreTrainedTokenizerBase, most: int) -> LongTensor:
+    """At most `most` windows of the calibration text that `calibration_tokens` did not draw, in text order, (n, length).
+
+    None where calibration takes all.
+    """
+    every = _tokens(source.model_copy(update={"sequences": None}), tokenizer, "calibration", "contiguous")
+    chosen = range(len(every)) if source.sequences is None else _drawn(len(every), source.sequences, source.seed)
+    rest = sorted(set(range(len(every))).difference(chosen))
+    # Another seed: with the first one the draw would follow that of the calibration windows.
+    return every[sorted(random.Random(source.seed + 1).sample(rest, min(most, len(rest))))]  # type: ignore[return-value]
+
+
+def _drawn(available: int, sequences: int, seed: int) -> list[int]:
+    """Indices of the windows that random sampling takes, in text order."""
+    return sorted(random.Random(seed).sample(range(available), sequences))
 
 
 def evaluation_tokens(source: TextSource, tokenizer: PreTrainedTokenizerBase) -> LongTensor:

@@ -87,6 +87,7 @@ def fit(
     if as_json:
         emit({"output": str(checkpoint.path), **checkpoint.report})
     else:
+        show(tables.quality_table(checkpoint.report["quality"]))
         show(tables.fit_table(checkpoint.report))
         print(f"checkpoint: {checkpoint.path}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,6 +57,26 @@ def fit_table(report: Mapping[str, Any]) -> Table:
         cells = [f"{values[t]['perplexity']:.3f} ({values[t]['nll'] - base[t]['nll']:+.4f} nats)" for t in texts]
         held = [f"; {values[t]['clamped']:.2%} of latents clamped" if "clamped" in values[t] else "" for t in texts]
         table.add_row(variant, *(cell + note for cell, note in zip(cells, held, strict=True)))
+    return table
+
+
+def quality_table(quality: Mapping[str, Any]) -> Table:
+    """What each lever did to the loss on held-out text, and which were undone."""
+    table = Table(title=f"{quality['text']}, {quality['windows']} windows of {quality['length']} tokens")
+    table.add_column("model")
+    for column in ("nats per token", "beyond the original", "perplexity"):
+        table.add_column(column, justify="right")
+    if not all(lever["taken"] for lever in quality["levers"]):
+        table.add_column("taken")
+    table.add_row("original", f"{quality['dense_nll']:.4f}", "", f"{math.exp(quality['dense_nll']):.2f}")
+    for lever in quality["levers"]:
+        if (nll := lever["nll"]) is None:
+            table.add_row(lever["lever"], "not finite", "", "", "undone")
+            continue
+        kept = "yes" if lever["taken"] else "no better: undone"
+        table.add_row(
+            lever["lever"], f"{nll:.4f}", f"{nll - quality['dense_nll']:+.4f}", f"{math.exp(min(nll, 700)):.2f}", kept
+        )
     return table
 
 

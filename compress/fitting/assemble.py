@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def tensors_of(model: StreamedModel, replacements: Sequence[Replacement]) -> Ite
     for name in sorted({*kept_names(model, replacements), *ours}):
         if name in ours:
             replacement, full = ours[name]
-            yield name, _stored(replacement.tensors[full], dtype)
+            yield name, _stored(full, replacement.tensors[full], dtype)
         else:
             yield name, model.shards.tensor(name)
 
@@ -36,12 +37,20 @@ def tensors_of(model: StreamedModel, replacements: Sequence[Replacement]) -> Ite
 def stored_tensors(model: StreamedModel, replacement: Replacement) -> dict[str, Tensor]:
     """A replacement's tensors in the dtype they are stored in, by full name."""
     dtype = storage_dtype(model)
-    return {name: _stored(tensor, dtype) for name, tensor in replacement.tensors.items()}
+    return {name: _stored(name, tensor, dtype) for name, tensor in replacement.tensors.items()}
 
 
-def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Raises ValueError for what is not finite in its dtype: nothing of the kind is ever written."""
     # float64 is "as the model is stored"; any other dtype, float32 or an index's, was chosen and stays.
-    return tensor.to(dtype) if tensor.dtype == torch.float64 else tensor
+    stored = tensor.to(dtype) if tensor.dtype == torch.float64 else tensor
+    if stored.is_floating_point() and not bool(torch.isfinite(stored).all()):
+        largest = float(tensor[torch.isfinite(tensor)].abs().max()) if bool(torch.isfinite(tensor).any()) else math.nan
+        raise ValueError(
+            f"{name}: not finite as {str(stored.dtype).removeprefix('torch.')} (largest finite entry {largest:.3g}); "
+            "store the original in bfloat16 or float32, or choose another rank or method for it"
+        )
+    return stored
 
 
 def kept_names(model: StreamedModel, replacements: Sequence[Replacement]) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from compress import data
 from compress.checkpoint.files import hash_json, read_json, write_json
+from compress.fitting.acceptance import Acceptance
 from compress.fitting.assemble import load_variant, storage_dtype
 from compress.fitting.calibrate import BATCH_TOKENS
 from compress.fitting.channel_order import with_free_orders
@@ -47,27 +48,35 @@ def fit(
     tokens = tokens_of(job)
     source_hash = source_hash_of(job, tokens)
     first_pass_of(job, source_hash).run(job.units, tokens, progress)
-    replacements = {
-        # Only what will be written is mended; the controls stay as they were fitted.
-        name: second_pass(job, tokens, source_hash, progress)
-        if job.second_pass and name == "compressed"
-        else replace_on_disk(job, units, source_hash)
-        for name, units in job.variants.items()
+    replacements: dict[str, Sequence[Replacement]] = {
+        name: replace_on_disk(job, units, source_hash) for name, units in job.variants.items()
     }
+    acceptance = Acceptance(job, tokens, source_hash, progress)
+    kept = acceptance.first("closed form", replacements["compressed"])
+    if recipe.propagate_error:
+        mended = second_pass(job, tokens, source_hash, progress, propagate=True)
+        kept = acceptance.better("error propagation", kept, mended)
+    if recipe.refine is not None:
+        # Layer by layer with propagation, where that is taken: each is refitted on refined ones.
+        mended = second_pass(job, tokens, source_hash, progress, propagate=acceptance.took("error propagation"), refine=True)
+        kept = acceptance.better("block refinement", kept, mended)
     if recipe.finetune is not None:
         tick = progress("finetune", recipe.finetune.steps)
-        replacements["compressed"] = finetune(
-            job.model, replacements["compressed"], tokens, recipe.finetune, recipe.seed, job.work / "finetuned", tick
-        )
+        tuned = finetune(job.model, kept, tokens, recipe.finetune, recipe.seed, job.work / "finetuned", tick)
+        kept = acceptance.better("fine-tuning", kept, tuned)
+    quality = acceptance.report()
+    replacements["compressed"] = kept
     replacements["compressed"] = with_free_orders(job.model, replacements["compressed"])
     report = assemble(job, replacements["compressed"], source_hash, data.token_hash(tokens), progress)
     evaluation = evaluate(job, replacements, progress)
-    finish(job, replacements["compressed"], {**report, "evaluation": evaluation})
+    finish(job, replacements["compressed"], {**report, "quality": quality, "evaluation": evaluation})
     return recipe.output
 
 
-def second_pass(job: Job, tokens: Tensor, source_hash: str, progress: Progress) -> list[Replacement]:
-    """Error propagation and block refinement, in the order of the units."""
+def second_pass(
+    job: Job, tokens: Tensor, source_hash: str, progress: Progress, *, propagate: bool, refine: bool = False
+) -> list[Replacement]:
+    """Error propagation, block refinement or both, from the closed form on; in the order of the units."""
     units = job.variants["compressed"]
     parts = [
         Part(unit, method, replacement)
@@ -78,14 +87,14 @@ def second_pass(job: Job, tokens: Tensor, source_hash: str, progress: Progress) 
     layers = [[part for part in parts if part.unit.group.layer == index] for index in range(job.model.n_layers)]
     run = SecondPass(
         job.model,
-        job.recipe.propagate_error,
-        job.recipe.refine,
+        propagate,
+        job.recipe.refine if refine else None,
         storage_dtype(job.model),
         job.recipe.seed,
         job.work,
         first_pass_of(job, source_hash).gradients,
     )
-    tick = progress("refine layers", len(layers))
+    tick = progress("refine layers" if refine else "propagate errors", len(layers))
     batch = max(1, BATCH_TOKENS // tokens.shape[1])
     return [replacement for layer in run.run(tokens, batch, layers, source_hash, tick) for replacement in layer]
 

@@ -54,7 +54,8 @@ def install(
         prefix = f"{spec.module}."
         own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         # Rounded as the file will hold it, so that what is measured is what loads. Indices and float32 tensors stay.
-        rounded = {n: v.to(stored_in).to(computed_in) if v.dtype == torch.float64 else v for n, v in own.items()}
+        own_dtypes = torch.float64, stored_in
+        rounded = {n: v.to(stored_in).to(computed_in) if v.dtype in own_dtypes else v for n, v in own.items()}
         # assign: the tensors themselves become the parameters, each in its own dtype.
         module.load_state_dict(rounded, strict=True, assign=True)
         put(spec.module, module.eval())

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from compress.stream.taps import Collector
 
 
+class NotFiniteError(ValueError):
+    """Hidden states or logits are NaN or infinite."""
+
+
 class Hidden:
     """Hidden states of all calibration tokens at one depth, in batches, with the layers' call arguments by batch shape."""
 
@@ -36,9 +40,7 @@ class Hidden:
         statistics: Collector | None = None,
         tick: Callable[[], None] | None = None,
     ) -> None:
-        """Run every batch through the resident layer, in place. Raises ValueError naming the layer where values are not
-        finite.
-        """
+        """Run every batch through the resident layer, in place. Raises NotFiniteError naming the layer."""
         start = 0
         for position, state in enumerate(self.states):
             args, kwargs = self.calls[tuple(state.shape[:2])][index]
@@ -47,7 +49,7 @@ class Hidden:
             out = layer(state, *args, **kwargs)
             out = out[0] if isinstance(out, tuple) else out
             if not bool(torch.isfinite(out).all()):
-                raise ValueError(
+                raise NotFiniteError(
                     f"{name}: NaN or Inf activations in calibration batch {position}; use dtype float32 or other text"
                 )
             self.states[position] = out

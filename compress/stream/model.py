@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from compress.architecture import Architecture, architecture
 from compress.checkpoint.source import TensorSource
-from compress.stream.hidden import Hidden
+from compress.stream.hidden import Hidden, NotFiniteError
 
 
 class _Inject(nn.Module):
@@ -196,6 +197,23 @@ class StreamedModel:
             (gradient,) = torch.autograd.grad(loss, leaf)
             out.append(gradient)
         return out
+
+    @torch.no_grad()
+    def nll_at_top(self, hidden: Hidden, tokens: Tensor) -> float:
+        """Mean loss in nats per predicted token, of hidden states after the last layer.
+
+        Raises NotFiniteError where the logits are not finite.
+        """
+        self.load_head()
+        total = 0.0
+        for state, part in zip(hidden.states, tokens.split([s.shape[0] for s in hidden.states]), strict=True):
+            logits = self.logits_from(state, part)
+            total += float(
+                nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum")
+            )
+        if not math.isfinite(total):
+            raise NotFiniteError("the loss is NaN or infinite")
+        return total / (tokens.shape[0] * (tokens.shape[1] - 1))
 
     def _outside_layers(self) -> tuple[str, ...]:
         """Modules with parameters outside the layers and the head, as the dry pass needs them."""

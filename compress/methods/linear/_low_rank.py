@@ -5,6 +5,7 @@ A group is one matrix, or several that read the same basis: their weights are st
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -100,9 +101,14 @@ class LowRankMethod(Method):
         each = [material.linear(module) for module in material.group.modules]
         weight = torch.cat([w for w, _ in each]) if len(each) > 1 else each[0][0]
         d_out, d_in = weight.shape
-        metric = self.input_metric(material)
+        metric, weighing = self.input_metric(material), self.output_metric(material)
         added, note = (0.0, {}) if metric is None else _damping(material, d_in)
-        result = factorize(self.target(weight), metric, self.output_metric(material), added)
+        # A loss that feels nothing of these outputs weighs no error of theirs: the factors are the unweighted ones, and every
+        # rank is as good as the next (a root of a zero metric could not be inverted in the dtype that is stored).
+        felt = weighing is None or float(weighing.diagonal().sum()) > 0
+        result = factorize(self.target(weight), metric, weighing if felt else None, added)
+        if not felt:
+            result = dataclasses.replace(result, spectrum=torch.zeros_like(result.spectrum))
         # Above break-even the plain form never ships (`RankRule.choose`), and need not be stored.
         most = result.max_rank if self.form == "pivoted" else min(result.max_rank, math.floor(break_even(d_out, d_in)))
         left, right = result.truncate(most)

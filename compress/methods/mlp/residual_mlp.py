@@ -180,16 +180,20 @@ class ResidualSurrogate(Searched):
         notes = [f"output {k}: {note}" for k, front in enumerate(fronts) for note in front.notes]
         notes += [f"output {k}: constant, left out" for k, i in picked if (k, i) not in every]
         metric = data["metric"]
-        # Features none: the map that the expressions must beat, and the mean that errors are shares of.
+        # The map that the expressions must beat, and the mean that errors are shares of.
         control, mean = (solve(joint.keep([]), metric, rank) for rank in (self.affine, 0))
         fit = solve(joint.keep(index), metric, self.affine)
-        total, total_held = joint.keep([]).error(mean, metric), held.keep([]).error(mean, metric)
+
+        def share(of: Joint, features: list[int], made: Fit) -> float:  # of the loss-weighted output variance, if any
+            total = of.keep([]).error(mean, metric)
+            return of.keep(features).error(made, metric) / total if total > 0 else 0.0
+
         row = {
             "parameters_before": about["parameters_before"],
-            "error": joint.keep(index).error(fit, metric) / total,  # of the loss-weighted output variance
-            "error_held_out": held.keep(index).error(fit, metric) / total_held,
-            "affine_error": joint.keep([]).error(control, metric) / total,
-            "affine_error_held_out": held.keep([]).error(control, metric) / total_held,
+            "error": share(joint, index, fit),
+            "error_held_out": share(held, index, fit),
+            "affine_error": share(joint, [], control),
+            "affine_error_held_out": share(held, [], control),
         }
         # Expressions that do not help on held-out rows are not worth their operations: the map alone ships.
         if not chosen or row["error_held_out"] >= row["affine_error_held_out"]:
