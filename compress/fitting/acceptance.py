@@ -19,6 +19,7 @@ from compress import data, kinds
 from compress.checkpoint.files import hash_json, read_json, write_json
 from compress.fitting.assemble import storage_dtype
 from compress.fitting.job import Job
+from compress.fitting.units import evenly
 from compress.loading.modules import install, within
 from compress.methods.base import Replacement
 from compress.plan import ModuleSpec
@@ -50,8 +51,8 @@ class Acceptance:
         self.tokens, self.held_out = _windows(job, calibrated_on)
         recipe = job.recipe.model_dump(mode="json", exclude={"evaluation", "output"})
         self._key = hash_json([FORMAT, source_hash, data.token_hash(self.tokens), recipe])
-        levers = [True, job.recipe.propagate_error, job.recipe.refine, job.recipe.finetune]
-        self._tick = progress("held-out loss", 1 + sum(map(bool, levers)))
+        levers = [evenly(job.variants["compressed"]), job.recipe.propagate_error, job.recipe.refine, job.recipe.finetune]
+        self._tick = progress("held-out loss", 2 + sum(map(bool, levers)))  # the original and the closed form, too
         self.dense = self._nll("dense", [])
 
     def first(self, lever: str, made: Sequence[Replacement]) -> Sequence[Replacement]:

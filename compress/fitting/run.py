@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,14 @@ from compress.fitting.finetune import finetune
 from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
 from compress.fitting.second_pass import SecondPass
 from compress.fitting.twin import Part
+from compress.fitting.units import evenly
 from compress.fitting.write import assemble, finish
 from compress.methods.base import Replacement
 from compress.progress import Progress, silent
 from compress.recipe import Recipe
 from compress.stream.original import Original
+
+SHARED, PROPAGATION = "one budget for all ranks", "error propagation"
 
 
 def fit(
@@ -52,25 +56,36 @@ def fit(
         name: replace_on_disk(job, units, source_hash) for name, units in job.variants.items()
     }
     acceptance = Acceptance(job, tokens, source_hash, progress)
-    kept = acceptance.first("closed form", replacements["compressed"])
+    job, kept = closed_form(job, replacements["compressed"], acceptance, source_hash)
     if recipe.propagate_error:
         mended = second_pass(job, tokens, source_hash, progress, propagate=True)
-        kept = acceptance.better("error propagation", kept, mended)
+        kept = acceptance.better(PROPAGATION, kept, mended)
     if recipe.refine is not None:
         # Layer by layer with propagation, where that is taken: each is refitted on refined ones.
-        mended = second_pass(job, tokens, source_hash, progress, propagate=acceptance.took("error propagation"), refine=True)
+        mended = second_pass(job, tokens, source_hash, progress, propagate=acceptance.took(PROPAGATION), refine=True)
         kept = acceptance.better("block refinement", kept, mended)
     if recipe.finetune is not None:
         tick = progress("finetune", recipe.finetune.steps)
         tuned = finetune(job.model, kept, tokens, recipe.finetune, recipe.seed, job.work / "finetuned", tick)
         kept = acceptance.better("fine-tuning", kept, tuned)
     quality = acceptance.report()
-    replacements["compressed"] = kept
-    replacements["compressed"] = with_free_orders(job.model, replacements["compressed"])
+    replacements["compressed"] = with_free_orders(job.model, kept)
     report = assemble(job, replacements["compressed"], source_hash, data.token_hash(tokens), progress)
     evaluation = evaluate(job, replacements, progress)
     finish(job, replacements["compressed"], {**report, "quality": quality, "evaluation": evaluation})
     return recipe.output
+
+
+def closed_form(
+    job: Job, made: Sequence[Replacement], acceptance: Acceptance, source_hash: str
+) -> tuple[Job, Sequence[Replacement]]:
+    """What the first pass gives; with one budget for all ranks, only where that is better than the same fraction of each."""
+    even = evenly(job.variants["compressed"])
+    if even is None:
+        return job, acceptance.first("closed form", made)
+    uniform = acceptance.first("closed form, uniform ranks", replace_on_disk(job, even, source_hash))
+    kept = acceptance.better(SHARED, uniform, made)
+    return (job if acceptance.took(SHARED) else replace(job, variants={**job.variants, "compressed": even})), kept
 
 
 def second_pass(

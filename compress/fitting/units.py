@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compress import methods
@@ -90,6 +90,17 @@ def _refuse_overlaps(units: Sequence[Unit], architecture: Architecture) -> None:
                     f"steps.{owner[module]} and steps.{unit.group.step} both replace {module}; "
                     "narrow the targets so that each module has one step"
                 )
+
+
+def evenly(units: Sequence[Unit]) -> list[Unit] | None:
+    """The same units with equal shares where a step shares out a budget; None where no step does. Fitted files serve both."""
+    even = [unit.method.evenly() for unit in units]
+    if not any(even):
+        return None
+    return [
+        unit if method is None else replace(unit, step=unit.step.model_copy(update={"options": method}))
+        for unit, method in zip(units, even, strict=True)
+    ]
 
 
 def together(units: Sequence[Unit], artefacts: Sequence[Artefact]) -> list[Method]:

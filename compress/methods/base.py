@@ -175,6 +175,10 @@ class Method(BaseModel):
         """Of one step's finished units: the method of each, with what they decide together. Artefacts hold spectra only."""
         return [self] * len(artefacts)
 
+    def evenly(self) -> Method | None:
+        """The same with an equal share for each unit of what a step's units share out; None where they share out nothing."""
+        return None
+
     # Searches and choices
 
     def ranks(self, group: Group, artefact: Artefact) -> Ranks | None:

@@ -84,6 +84,22 @@ def test_a_lever_that_does_not_lower_the_loss_is_undone(folders, tmp_path, monke
     assert lever["nll"] > first["nll"]
 
 
+@pytest.mark.parametrize("better", [True, False])
+def test_one_budget_must_beat_the_same_fraction_of_each(folders, tmp_path, monkeypatch, better):
+    losses = iter([3.0, 3.5, 3.4 if better else 3.6])  # of the original, uniform ranks, one budget
+    monkeypatch.setattr(acceptance, "nll", lambda *_: next(losses))
+    step = {"method": "whitened_svd", "importance": "fisher"}
+    shared = run.fit(tiny_recipe(folders("llama"), tmp_path / "shared", {**step, "rank": {"budget": 0.5}}))
+    monkeypatch.undo()
+    rule = {"budget": 0.5, "allocation": "global" if better else "uniform"}
+    if better:
+        monkeypatch.setattr(acceptance.Acceptance, "better", lambda self, lever, before, after: after)
+    alone = run.fit(tiny_recipe(folders("llama"), tmp_path / "alone", {**step, "rank": rule}))
+    assert (shared / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
+    levers = json.loads((shared / "report.json").read_text())["quality"]["levers"]
+    assert [(row["lever"], row["taken"]) for row in levers] == [("closed form, uniform ranks", True), (run.SHARED, better)]
+
+
 def test_the_loss_never_rises_from_one_lever_to_the_next(folders, tmp_path):
     more = {"propagate_error": True, "refine": {"steps": 5}, "finetune": {"steps": 5, "batch": 4}}
     folder = run.fit(tiny_recipe(folders("llama"), tmp_path / "out", FACTORED, **more))

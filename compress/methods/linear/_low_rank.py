@@ -126,6 +126,11 @@ class LowRankMethod(Method):
             biased = [True] * len(each)
         return Artefact(tensors, {"shape": [d_out, d_in], "rows": [len(w) for w, _ in each], "biased": biased, **note})
 
+    def evenly(self) -> Method | None:
+        """With one budget: the same fraction of every matrix."""
+        uniform = self.rank.model_copy(update={"allocation": "uniform"})
+        return self.model_copy(update={"rank": uniform}) if self.rank.joint else None
+
     def decide(self, groups: Sequence[Group], artefacts: Sequence[Artefact]) -> list[Method]:
         """With one budget: ranks by the spectra of all units together."""
         if not self.rank.joint:
