@@ -241,6 +241,7 @@ def evaluate(
     length: int = 256,
     sequences: int | None = None,
     limit: int | None = None,
+    bos: Literal["auto"] | bool = "auto",
     progress: Shown = None,
 ) -> dict[str, Any]:
     """Perplexity on texts and accuracy on multiple-choice tasks, in float32.
@@ -251,6 +252,8 @@ def evaluate(
         tasks: names of lm-evaluation-harness, or .jsonl files of questions.
         length, sequences: tokens per window, and at most this many windows per text.
         limit: at most this many questions per task.
+        bos: what every window begins with: "auto" (what the tokenizer itself puts in front of a text), True (at least its
+            beginning-of-sequence token) or False (nothing). Questions always begin as "auto".
         progress: None, "bar", or a function (see `compress.progress.Progress`).
 
     Returns {text: {"perplexity", "nll", …}, "tasks": {task: {"accuracy", …}}}.
@@ -269,4 +272,4 @@ def evaluate(
     from compress.evaluating import texts_and_tasks
 
     with shown(progress) as tell:
-        return texts_and_tasks.evaluate(os.fspath(model), texts, tasks, length, sequences, limit, tell)
+        return texts_and_tasks.evaluate(os.fspath(model), texts, tasks, length, sequences, limit, bos, tell)

@@ -174,8 +174,12 @@ def evaluation_table(results: Mapping[str, Any]) -> Table:
         table.add_column(column, overflow="fold")
     for name, value in results.items():
         for key, item in _flat(value):
-            table.add_row(name, key, f"{item:.4f}" if isinstance(item, float) else str(item))
+            table.add_row(name, key, f"{item:.4f}" if isinstance(item, float) else _words(item))
     return table
+
+
+def _words(item: object) -> str:
+    return " ".join(map(str, item)) or "the text itself" if isinstance(item, list) else str(item)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
