@@ -96,7 +96,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     for row in (
         *(
             _llama_like(name)
-            for name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "olmo2", "granite", "smollm3")
+            for name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "granite", "smollm3")
         ),
         Architecture(
             model_type="phi3",

@@ -1,6 +1,6 @@
 """Token windows for calibration and evaluation, from the packaged text, a file or a hub dataset: same arguments, same windows.
 
-    source ──read_text──► text ──tokenizer──► ids ──windows──► (n, length)
+    source ──read_text──► text ──tokenizer──► ids ──windows──► (n, length), what the tokenizer puts in front included
 
 Text files are taken as they are. Rows (jsonl, parquet, hub datasets) are joined by a newline, empty ones left out.
 """
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from compress.beginning import BOS, Bos, tokenize
 from compress.novella import FOLDER
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class TextSource(BaseModel):
         default=None, description="at most this many characters, from a random start"
     )
     seed: int = Field(default=0, description="of the random start and of the choice of calibration windows")
-    length: Annotated[int, Field(ge=2)] = Field(default=256, description="tokens per window")
+    length: Annotated[int, Field(ge=2)] = Field(default=256, description="tokens per window, with those that `bos` adds")
+    bos: Bos = Field(default="auto", description=f"what every window begins with ({BOS})")
     sequences: Annotated[int, Field(ge=1)] | None = Field(
         None, description="windows: calibration draws exactly this many, evaluation takes at most this many; all by default"
     )
@@ -98,10 +100,16 @@ def read_text(source: TextSource, split_default: Role) -> str:
 
 
 def windows(
-    ids: Sequence[int], length: int, sequences: int | None, seed: int = 0, sampling: Sampling = "contiguous"
+    ids: Sequence[int],
+    length: int,
+    sequences: int | None,
+    seed: int = 0,
+    sampling: Sampling = "contiguous",
+    prefix: Sequence[int] = (),
 ) -> LongTensor:
-    """Windows (n, length) of a token sequence, cut at multiples of `length`, in text order; a last partial window is left out.
+    """Windows (n, length) of a token sequence in text order; a last partial window is left out.
 
+    Each is `prefix` and then the next length − len(prefix) tokens of `ids`.
     "random" draws `sequences` of them without replacement; "contiguous" takes the first `sequences`, at most.
     None takes all. Raises ValueError where there are too few tokens.
 
@@ -110,18 +118,22 @@ def windows(
     """
     import torch
 
-    available = len(ids) // length
+    own = length - len(prefix)  # tokens of the text in a window
+    if own < 1:
+        raise ValueError(f"length: {length} given, and {len(prefix)} tokens stand in front of the text; give a longer window")
+    available = len(ids) // own
     needed = 1 if sequences is None or sampling == "contiguous" else sequences
     if available < needed:
         raise ValueError(
-            f"the text gives {len(ids)} tokens; {needed} window{'s' * (needed > 1)} of {length} need {needed * length}: "
+            f"the text gives {len(ids)} tokens; {needed} window{'s' * (needed > 1)} of {length} need {needed * own}: "
             f"lower length or sequences{f' (at most {available})' if available else ''}, or give a longer text"
         )
     chosen = range(available)
     if sequences is not None:
         chosen = _drawn(available, sequences, seed) if sampling == "random" else chosen[:sequences]
-    table = torch.tensor(ids[: available * length], dtype=torch.long).view(available, length)
-    return table[list(chosen)]  # type: ignore[return-value]
+    table = torch.tensor(ids[: available * own], dtype=torch.long).view(available, own)[list(chosen)]
+    front = torch.tensor(prefix, dtype=torch.long).expand(len(table), -1)
+    return torch.cat([front, table], dim=1)  # type: ignore[return-value]
 
 
 def calibration_tokens(source: TextSource, tokenizer: PreTrainedTokenizerBase) -> LongTensor:
@@ -159,10 +171,9 @@ def token_hash(tokens: Tensor) -> str:
 
 def _tokens(source: TextSource, tokenizer: PreTrainedTokenizerBase, role: Role, sampling: Sampling) -> LongTensor:
     text = read_text(source, role)
-    # verbose=False: the whole text is longer than the context by design, and is cut next
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     try:
-        return windows(ids, source.length, source.sequences, source.seed, sampling)  # type: ignore[arg-type]
+        prefix, ids = tokenize(tokenizer, text, source.bos)
+        return windows(ids, source.length, source.sequences, source.seed, sampling, prefix)
     except ValueError as error:
         raise ValueError(f"{role} from {source.text!r}: {error}") from None
 

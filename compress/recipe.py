@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from compress import methods
 from compress.architecture import Architecture
+from compress.beginning import BOS, Bos
 from compress.data import TextSource
 from compress.validation import explain, nearest
 
@@ -131,6 +132,7 @@ class Evaluation(_Section):
     texts: dict[str, TextSource] = Field(default_factory=dict, description="named texts; perplexity of each is reported")
     length: Annotated[int, Field(ge=2)] = Field(default=256, description="window length in tokens")
     sequences: Annotated[int, Field(ge=1)] | None = Field(default=None, description="at most this many windows per text")
+    bos: Bos = Field(default="auto", description=f"what every window begins with ({BOS})")
     controls: list[str] = Field(
         default_factory=list,
         description="for MLP steps: the same layers replaced by identity, zero, mean, pca (PCA-only), "
@@ -156,10 +158,11 @@ class Evaluation(_Section):
         return value
 
     def source(self, name: str) -> TextSource:
-        """One text with this section's window length and count, unless the text gives its own."""
+        """One text with this section's window length, count and beginning, unless the text gives its own."""
         text = self.texts[name]
         given = text.model_fields_set
-        update = {k: v for k, v in (("length", self.length), ("sequences", self.sequences)) if k not in given and v is not None}
+        ours = {"length": self.length, "sequences": self.sequences, "bos": self.bos}
+        update = {key: value for key, value in ours.items() if key not in given and value is not None}
         return text.model_copy(update=update)
 
 

@@ -61,6 +61,18 @@ def tiny_config(model_type: str, **overrides: Any) -> Any:
         "qwen3": llama | {"head_dim": 16, "tie_word_embeddings": True},
         "gemma": llama | {"head_dim": 16},
         "gemma2": llama | {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24},
+        # A layer of each type, whose rotary positions differ.
+        "gemma3_text": llama
+        | {
+            "head_dim": 16,
+            "sliding_window": 8,
+            "query_pre_attn_scalar": 24,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
+            },
+        },
         "olmo2": llama,
         "granite": llama
         | {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0},

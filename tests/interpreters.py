@@ -18,8 +18,9 @@ sys.meta_path.insert(0, _Blocked())
 """
 
 
-def run_without(packages: Sequence[str], code: str, folder: Path, *arguments: str) -> str:
+def run_without(packages: Sequence[str], code: str, folder: Path, *arguments: str, python: str | None = None) -> str:
     """Standard output of `code` in a new interpreter in `folder`, where importing any of `packages` raises ImportError.
+    `python` is another environment's.
 
     Raises AssertionError with what the interpreter said where it fails.
     """
@@ -29,7 +30,7 @@ def run_without(packages: Sequence[str], code: str, folder: Path, *arguments: st
         "HF_MODULES_CACHE": str(folder / "modules"),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", BLOCKER.format(names=tuple(packages)) + code, *arguments]
+    command = [python or sys.executable, "-c", BLOCKER.format(names=tuple(packages)) + code, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout

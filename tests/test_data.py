@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from compress import data
+from compress.beginning import beginning, begins_with
 from compress.data import TextSource
 
 
@@ -90,12 +91,61 @@ def test_tokens_are_the_text_tokenised_once_and_cut(prose, tokenizer):
     assert prose.read_text().startswith(tokenizer.decode(tokens.flatten()))
 
 
-def test_no_special_token_is_added(prose):
-    class Begins:
-        def __call__(self, text, add_special_tokens=True, **_):
-            return {"input_ids": [0] * add_special_tokens + [1] * 8}
+class Begins:
+    """A tokenizer of one word, whose template puts `front` before a text and `end` behind it."""
 
-    assert data.evaluation_tokens(source(prose, length=4), Begins()).tolist() == [[1] * 4] * 2
+    def __init__(self, front=(), end=(), bos_token_id=None):
+        self.front, self.end, self.bos_token_id = [*front], [*end], bos_token_id
+
+    def __call__(self, text, add_special_tokens=True, **_):
+        ids = [9] * len(text.split())
+        return {"input_ids": self.front + ids + self.end if add_special_tokens else ids}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "bos", "front"),
+    [
+        (Begins([0]), "auto", [0]),
+        (Begins([0], end=[1]), "auto", [0]),  # a window is not where a text ends
+        (Begins([0, 5]), True, [0, 5]),
+        (Begins([0]), False, []),
+        (Begins(), "auto", []),
+        (Begins(end=[1]), "auto", []),
+        (Begins(bos_token_id=3), "auto", []),
+        (Begins(bos_token_id=3), True, [3]),
+    ],
+)
+def test_windows_begin_as_the_tokenizer_has_it_and_are_as_long_as_asked(prose, tokenizer, bos, front):
+    tokens = data.evaluation_tokens(source(prose, length=16, bos=bos), tokenizer)
+    own = 16 - len(front)
+    assert tokens.tolist() == [front + [9] * own] * (2000 // own)
+
+
+def test_every_token_of_the_text_is_in_one_window_behind_the_beginning():
+    found = data.windows(range(107), 10, None, prefix=[500])
+    assert found[:, 0].tolist() == [500] * 11
+    assert found[:, 1:].flatten().tolist() == list(range(99))
+
+
+def test_a_beginning_that_there_is_not_and_one_that_fills_the_window(prose):
+    with pytest.raises(ValueError, match="bos: true given, but the tokenizer has no beginning-of-sequence token; give auto"):
+        data.evaluation_tokens(source(prose, bos=True), Begins())
+    with pytest.raises(ValueError, match="length: 2 given, and 2 tokens stand in front of the text"):
+        data.windows(range(9), 2, None, prefix=[1, 2])
+
+
+def test_a_real_template_is_read_and_novella_has_none(prose, tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    assert beginning(tokenizer) == []
+    with_bos = data.load_tokenizer("novella")
+    bos = str(with_bos.bos_token)
+    with_bos._tokenizer.post_processor = TemplateProcessing(f"{bos} $A", special_tokens=[(bos, with_bos.bos_token_id)])
+    assert begins_with(with_bos) == [bos]
+    ours, plain = (data.evaluation_tokens(source(prose, length=65, bos=bos), with_bos) for bos in ("auto", False))
+    assert with_bos(prose.read_text())["input_ids"][:65] == ours[0].tolist()
+    assert torch.equal(ours[:, 1:].flatten()[:650], plain.flatten()[:650])
+    assert torch.equal(plain, data.evaluation_tokens(source(prose, length=65), tokenizer))
 
 
 def test_calibration_is_drawn_by_seed_and_evaluation_is_not(prose, tokenizer):

@@ -47,7 +47,7 @@ RULES = "rank, keep, explained_variance, budget, ranks, table"
         (
             {"evaluation": {"lenght": 8}},
             "r.yaml: evaluation.lenght: unknown key 'lenght'; did you mean 'length'? "
-            "allowed: texts, length, sequences, controls",
+            "allowed: texts, length, sequences, bos, controls",
         ),
         (
             {"model": {"name": "novella", "revison": "main"}},

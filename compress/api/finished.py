@@ -37,6 +37,7 @@ def export(
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     opset: int = 23,
     quantize: Literal["int8", "int4"] | None = None,
+    agreement: float | None = None,
     progress: Shown = None,
 ) -> dict[str, Any]:
     """Export a checkpoint, or a plain model folder, as ONNX and as standalone torch code; agreement with it is measured.
@@ -49,7 +50,9 @@ def export(
         out: the folder that `onnx` and `torch` go into; by default the checkpoint's own.
         dtype: of weights and computation.
         opset: of ONNX; 23 has native attention, 20 suits older runtimes.
-        quantize: weights alone, on top of the ONNX graph.
+        quantize: a second ONNX graph whose matrices have 8 or 4 bits.
+        agreement: the fraction of predictions on real text in which that graph must have the checkpoint's most likely token; by
+            default 0.85 in int8 and 0.7 in int4.
         progress: None, "bar", or a function (see `compress.progress.Progress`).
 
     Returns {"torch": report, "onnx": report} of what was written.
@@ -86,7 +89,8 @@ def export(
             from exporters.onnx.graph import export_onnx
 
             tick = tell("export onnx", 1)
-            reports["onnx"] = export_onnx(folder, target / "onnx", dtype=dtype, opset=opset, quantize=quantize)
+            given = {"dtype": dtype, "opset": opset, "quantize": quantize, "agreement": agreement}
+            reports["onnx"] = export_onnx(folder, target / "onnx", **given)  # pyright: ignore[reportArgumentType] - checked there
             tick()
     return reports
 
@@ -241,6 +245,7 @@ def evaluate(
     length: int = 256,
     sequences: int | None = None,
     limit: int | None = None,
+    bos: Literal["auto"] | bool = "auto",
     progress: Shown = None,
 ) -> dict[str, Any]:
     """Perplexity on texts and accuracy on multiple-choice tasks, in float32.
@@ -251,6 +256,8 @@ def evaluate(
         tasks: names of lm-evaluation-harness, or .jsonl files of questions.
         length, sequences: tokens per window, and at most this many windows per text.
         limit: at most this many questions per task.
+        bos: what every window begins with: "auto" (what the tokenizer itself puts in front of a text), True (at least its
+            beginning-of-sequence token) or False (nothing). Questions always begin as "auto".
         progress: None, "bar", or a function (see `compress.progress.Progress`).
 
     Returns {text: {"perplexity", "nll", …}, "tasks": {task: {"accuracy", …}}}.
@@ -269,4 +276,4 @@ def evaluate(
     from compress.evaluating import texts_and_tasks
 
     with shown(progress) as tell:
-        return texts_and_tasks.evaluate(os.fspath(model), texts, tasks, length, sequences, limit, tell)
+        return texts_and_tasks.evaluate(os.fspath(model), texts, tasks, length, sequences, limit, bos, tell)

@@ -138,6 +138,7 @@ def explain(
     width: float = 0.5,
     choose: Rule = "knee",
     engine: Literal["sparse", "operon", "pysr"] | EngineOptions = "sparse",
+    bos: Literal["auto"] | bool = "auto",
     seed: int = 0,
 ) -> Explanation:
     """Explain a module around one token by a small expression, with its local R² beside that of a linear one.
@@ -152,6 +153,8 @@ def explain(
         neighbours, width: points sampled around the token, as far as this share of the text's own spread.
         choose: "knee", "held_out", or the most accurate expression of at most this complexity.
         engine: what searches, few terms and evaluations by a bare name: what explains is short.
+        bos: what stands in front of the text, without a position: "auto" (what the tokenizer itself puts there), True (at least
+            its beginning-of-sequence token) or False (nothing).
         seed: of the neighbours and the search.
 
     Returns the explanation; `.text()` and `.latex()` are for people.
@@ -168,7 +171,7 @@ def explain(
     from compress.bars import shown
     from compress.explaining import explain as explaining
 
-    sizes = {"inputs": inputs, "outputs": outputs, "neighbours": neighbours, "width": width, "seed": seed}
+    sizes = {"inputs": inputs, "outputs": outputs, "neighbours": neighbours, "width": width, "bos": bos, "seed": seed}
     named = {"name": engine, "terms": explaining.TERMS, "evaluations": explaining.EVALUATIONS}
     searched = named if isinstance(engine, str) else engine
     options = validation.checked(explaining.ExplainOptions, {**sizes, "engine": searched, "choose": choose})

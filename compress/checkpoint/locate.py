@@ -7,6 +7,7 @@ from pathlib import Path
 
 TOKENIZER_FILES = (
     "tokenizer*",
+    "tokenization_*.py",  # code of the tokenizer's own, where a model brings it
     "vocab*",
     "merges.txt",
     "special_tokens_map.json",

@@ -11,6 +11,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a recipe value: steps.0.rank.keep=0.6 (repeatable).")
 ]
+Beginning = Annotated[
+    str,
+    typer.Option("--bos", help="What texts begin with: auto (as the tokenizer has it), true (at least its BOS) or false."),
+]
 
 
 def bar(as_json: bool) -> Literal["bar"] | None:
@@ -36,3 +40,11 @@ def quiet_transformers() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def parse_beginning(text: str) -> Any:
+    """`--bos` as the library takes it. Raises ValueError for another word."""
+    known = {"auto": "auto", "true": True, "false": False}
+    if text not in known:
+        raise ValueError(f"--bos {text!r}: give {', '.join(known)}")
+    return known[text]

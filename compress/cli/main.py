@@ -193,7 +193,10 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Where to; default: inside the checkpoint folder.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     opset: Annotated[int, typer.Option(help="ONNX opset; 23 has native attention, 20 suits older runtimes.")] = 23,
-    quantize: Annotated[str | None, typer.Option(help="int8 or int4 weight-only, on top of the ONNX graph.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="int8 or int4: a second ONNX graph with such matrices.")] = None,
+    agreement: Annotated[
+        float | None, typer.Option(help="Fraction of most likely tokens a quantized graph must share (int8 0.85, int4 0.7).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a checkpoint as ONNX and as standalone torch code; parity is measured and a breach is an error."""
@@ -205,7 +208,7 @@ def export(
     from compress.api import finished
     from compress.cli import tables
 
-    given: dict[str, Any] = {"dtype": dtype, "opset": opset, "quantize": quantize}  # checked there
+    given: dict[str, Any] = {"dtype": dtype, "opset": opset, "quantize": quantize, "agreement": agreement}  # checked there
     reports = finished.export(folder, onnx=onnx, torch=torch, pt2=pt2, out=out, **given, progress=bar(as_json))
     emit(reports) if as_json else show(tables.export_table(reports))
 

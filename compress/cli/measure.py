@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compress.cli.console import AsJson, bar, emit, quiet_transformers, show
+from compress.cli.console import AsJson, Beginning, bar, emit, parse_beginning, quiet_transformers, show
 
 
 def add_to(app: typer.Typer) -> None:
@@ -97,6 +97,7 @@ def evaluate(
     length: Annotated[int, typer.Option(help="Window length in tokens.")] = 256,
     sequences: Annotated[int | None, typer.Option(help="At most this many windows per text.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many questions per task.")] = None,
+    bos: Beginning = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Perplexity on texts and accuracy on multiple-choice tasks."""
@@ -105,7 +106,7 @@ def evaluate(
     quiet_transformers()
     from compress.api import finished
 
-    sizes = {"length": length, "sequences": sequences, "limit": limit}
+    sizes: dict[str, Any] = {"length": length, "sequences": sequences, "limit": limit, "bos": parse_beginning(bos)}
     out = finished.evaluate(folder, texts=text or [], tasks=_split(tasks), **sizes, progress=bar(as_json))
     if as_json:
         emit(out)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.console import AsJson, Overrides, bar, emit, quiet_transformers, show
+from compress.cli.console import AsJson, Beginning, Overrides, bar, emit, parse_beginning, quiet_transformers, show
 
 Folder = Annotated[Path, typer.Argument(help="A checkpoint folder that `compress fit` wrote, with its work folder.")]
 
@@ -119,6 +119,7 @@ def explain(
     width: Annotated[float, typer.Option(help="Of the neighbourhood, as a share of the text's own spread.")] = 0.5,
     complexity: Annotated[int | None, typer.Option(help="At most this complexity; default: the knee of the front.")] = None,
     engine: Annotated[str, typer.Option(help="sparse, operon or pysr.")] = "sparse",
+    bos: Beginning = "auto",
     seed: Annotated[int, typer.Option(help="Of the neighbours and the search.")] = 0,
     latex: Annotated[bool, typer.Option("--latex", help="The expressions in LaTeX.")] = False,
     as_json: AsJson = False,
@@ -138,6 +139,7 @@ def explain(
         width=width,
         choose=complexity or "knee",
         engine=engine,  # pyright: ignore[reportArgumentType] - checked there
+        bos=parse_beginning(bos),
         seed=seed,
     )
     if as_json:

@@ -113,23 +113,33 @@ def search_table(found: Mapping[str, Any]) -> Table:
 def export_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per artefact and provider: size and parity with the checkpoint; everything else is in export.json."""
     table = Table(
-        title="export", caption="Δlogit: largest difference from the checkpoint in torch; tokens: greedy, with the cache"
+        title="export",
+        caption="Δlogit: largest difference from the checkpoint in torch; top-1: its likeliest token; tokens: greedy",
     )
-    for column in ("artefact", "runs in", "MiB", "max |Δlogit|", "of max |logit|", "equal tokens"):
+    for column in ("artefact", "runs in", "MiB", "max |Δlogit|", "of max |logit|", "equal top-1", "equal tokens"):
         table.add_column(column, justify="left" if column in ("artefact", "runs in") else "right", overflow="fold")
     for name, report in reports.items():
         if name == "torch":
             compared = report["greedy_tokens_compared"]
             equal = f"{round(report['greedy_agreement'] * compared)}/{compared}"
-            numbers = (f"{report['max_abs_logit_difference']:.1e}", f"{report['max_abs_logit']:.1f}", equal)
+            numbers = (f"{report['max_abs_logit_difference']:.1e}", f"{report['max_abs_logit']:.1f}", "", equal)
             table.add_row(str(report["file"]), "torch", f"{report['bytes'] / 2**20:.1f}", *numbers)
             continue
-        size = f"{sum(report['bytes'].values()) / 2**20:.1f}"
-        for provider, parity in report["parity"].items():
-            equal = f"{parity['greedy_equal']}/{parity['greedy_tokens']}"
-            numbers = (f"{parity['max_abs_difference']:.1e}", f"{parity['max_abs_logit']:.1f}", equal)
-            table.add_row(f"onnx (opset {report['opset']})", provider, size, *numbers)
+        # Each graph by itself: what is handed over is what is measured.
+        graphs = {"model.onnx": report.get("parity", {})}
+        if quantized := report.get("quantized"):
+            graphs[quantized["file"]] = quantized["parity"]
+        for file, measured in graphs.items():
+            size = sum(size for name, size in report["bytes"].items() if name in (file, f"{file}.data"))
+            for provider, parity in measured.items():
+                row = (f"{file} (opset {report['opset']})", provider, f"{size / 2**20:.1f}")
+                table.add_row(*row, *(("", "", "", "not run here") if "not_run" in parity else _parity_cells(parity)))
     return table
+
+
+def _parity_cells(parity: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    agree, equal = f"{parity['top1_agreement']:.1%}", f"{parity['greedy_equal']}/{parity['greedy_tokens']}"
+    return f"{parity['max_abs_difference']:.1e}", f"{parity['max_abs_logit']:.1f}", agree, equal
 
 
 def methods_table(chosen: Mapping[str, type[Method]]) -> Table:
@@ -195,8 +205,12 @@ def evaluation_table(results: Mapping[str, Any]) -> Table:
         table.add_column(column, overflow="fold")
     for name, value in results.items():
         for key, item in _flat(value):
-            table.add_row(name, key, f"{item:.4f}" if isinstance(item, float) else str(item))
+            table.add_row(name, key, f"{item:.4f}" if isinstance(item, float) else _words(item))
     return table
+
+
+def _words(item: object) -> str:
+    return " ".join(map(str, item)) or "the text itself" if isinstance(item, list) else str(item)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

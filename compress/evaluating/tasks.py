@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.nn import functional
 
+from compress.beginning import tokenize
 from compress.evaluating.perplexity import Model, logits_of
 from compress.progress import Progress
 
@@ -121,9 +122,9 @@ def _joint_tokens(tokenizer: Any, context: str, choice: str) -> tuple[list[int],
     stripped = context.rstrip()
     choice, context = context[len(stripped) :] + choice, stripped
     # Tokenised together, as the model reads it: tokens may reach over the border.
-    whole = list(tokenizer(context + choice)["input_ids"])
+    front, whole = tokenize(tokenizer, context + choice)
     # Nothing predicts the first token, so the context has at least one.
-    return whole, max(1, len(tokenizer(context)["input_ids"]))
+    return front + whole, max(1, len(front) + len(tokenize(tokenizer, context)[1]))
 
 
 def _best(scores: Sequence[float]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from compress import data
+from compress.beginning import Bos, begins_with
 from compress.evaluating.clamping import measured
 from compress.evaluating.tasks import evaluate_tasks
 from compress.loading.quantizer import from_pretrained
@@ -21,9 +22,10 @@ def evaluate(
     length: int,
     sequences: int | None,
     limit: int | None,
+    bos: Bos,
     progress: Progress,
 ) -> dict[str, Any]:
-    """{text: its perplexity, "tasks": {task: its accuracy}} in float32.
+    """{text: its perplexity and what its windows begin with, "tasks": {task: its accuracy}} in float32.
 
     Raises FileNotFoundError or ValueError for what is not there, RuntimeError where a loss is not finite.
     """
@@ -33,8 +35,9 @@ def evaluate(
     if texts:
         loaded = from_pretrained(name, dtype=torch.float32).eval()
         for text in texts:
-            source = data.TextSource(text=text, length=length, sequences=sequences)
+            source = data.TextSource(text=text, length=length, sequences=sequences, bos=bos)
             out[text] = measured(loaded, data.evaluation_tokens(source, tokenizer), progress)
+            out[text]["begins_with"] = begins_with(tokenizer, bos)
     if tasks:
         out["tasks"] = evaluate_tasks(name, tasks, limit)
     return out

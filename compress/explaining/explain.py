@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
+from compress.beginning import BOS, Bos, tokenize
 from compress.explaining.distillation import Distilled
 from compress.explaining.token_function import TokenFunction
 from compress.numerics.conventions import signed
@@ -42,6 +43,7 @@ class ExplainOptions(BaseModel):
     width: Annotated[float, Field(gt=0)] = Field(0.5, description="of the neighbourhood, as a share of the text's own spread")
     engine: EngineOptions = Field(default_factory=lambda: EngineOptions(name="sparse", terms=TERMS))
     choose: Rule = Field("knee", description="held_out, knee, or the most accurate of at most this complexity")
+    bos: Bos = Field("auto", description=f"what stands in front of the text, without a position ({BOS})")
     seed: int = 0
 
 
@@ -123,8 +125,8 @@ def explain_token(
     activations vary.
     """
     options = options or ExplainOptions.model_validate({})
-    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], dtype=torch.long)
-    at = TokenFunction(model, module, ids, position)
+    front, ids = tokenize(tokenizer, text, options.bos)
+    at = TokenFunction(model, module, torch.tensor([front + ids], dtype=torch.long), position, len(front))
     inputs, position = at.inputs.double(), at.position
     generator = torch.Generator().manual_seed(options.seed)
     axes = _axes(inputs, options.inputs)
@@ -143,7 +145,7 @@ def explain_token(
     picked = tuple(choose(front, options.choose) for front in fronts)
     distilled = Distilled(options.inputs, fronts, picked)
     directions = chosen / scale[:, None] @ torch.linalg.pinv(axes)
-    words = [tokenizer.decode([i]) for i in ids[0].tolist()]
+    words = [tokenizer.decode([i]) for i in ids]
     return Explanation(
         module=module,
         token=words[position],

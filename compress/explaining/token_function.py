@@ -14,17 +14,19 @@ CHUNK = 64  # rows in one call of the module
 class TokenFunction:
     """f: rows (n, d) in place of the module's input at `position` → its outputs there (n, e), float64.
 
-    `inputs` (tokens, d) are what the module reads over the text, float32; `ids` is (1, tokens). Raises ValueError for a module
-    that is not there, is not called, or maps no activations to activations, and for a position outside the text.
+    `ids` is (1, front + tokens): what the tokenizer puts in front of a text is read by the model, but has no position, and no
+    row in `inputs` (tokens, d), float32, which are what the module reads over the text. Raises ValueError for a module that is
+    not there, is not called, or maps no activations to activations, and for a position outside the text.
     """
 
-    def __init__(self, model: Any, name: str, ids: Tensor, position: int) -> None:
-        count = ids.shape[1]
+    def __init__(self, model: Any, name: str, ids: Tensor, position: int, front: int = 0) -> None:
+        count = ids.shape[1] - front
         if not -count <= position < count:
             raise ValueError(
                 f"position {position} given; the text has {count} tokens, positions 0 to {count - 1} (or negative)"
             )
         self.name, self.position = name, position % count
+        self._at = front + self.position
         self._module = _find(model, name)
         self._args, self._kwargs = self._record(model, ids)
         self._keyword = None if self._args else "hidden_states"
@@ -32,10 +34,10 @@ class TokenFunction:
         if not isinstance(given, Tensor) or not given.is_floating_point() or given.shape[:2] != ids.shape:
             found = f"{tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
             raise ValueError(
-                f"{name} reads {found}, not activations (1, {count}, d); explain an MLP, attention, linear or layer"
+                f"{name} reads {found}, not activations (1, {ids.shape[1]}, d); explain an MLP, attention, linear or layer"
             )
         self._given = given
-        self.inputs = given[0].float()
+        self.inputs = given[0, front:].float()
 
     def __call__(self, rows: Tensor) -> Tensor:
         with torch.no_grad():
@@ -55,7 +57,7 @@ class TokenFunction:
     def _call(self, rows: Tensor) -> Tensor:
         batch = len(rows)
         states = self._given.expand(batch, -1, -1).clone()
-        states[:, self.position] = rows.to(states.dtype)
+        states[:, self._at] = rows.to(states.dtype)
         others = {key: _spread(value, batch) for key, value in self._kwargs.items()}
         if self._keyword is not None:
             others[self._keyword] = states
@@ -64,7 +66,7 @@ class TokenFunction:
         out = out[0] if isinstance(out, tuple) else out
         if not isinstance(out, Tensor) or out.shape[:2] != states.shape[:2]:
             raise ValueError(f"{self.name} gives no activations (1, tokens, e); explain an MLP, attention, linear or layer")
-        return out[:, self.position].double()
+        return out[:, self._at].double()
 
     def _record(self, model: Any, ids: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the module is called with over the text."""

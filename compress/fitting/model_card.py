@@ -30,6 +30,8 @@ def model_card(recipe: Recipe, report: Mapping[str, Any]) -> str:
         "model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)  # anywhere",
         "```",
     ]
+    if front := report.get("begins_with", {}).get("calibration"):
+        lines += ["", f"It was calibrated on windows that begin with `{' '.join(front)}`, as its tokenizer has it: keep that."]
     if report.get("evaluation"):
         texts = list(next(iter(report["evaluation"].values())))
         lines += ["", "## Perplexity", "", f"| variant | {' | '.join(texts)} |", f"|---|{'---|' * len(texts)}"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from compress.beginning import begins_with
 from compress.checkpoint.files import read_json, write_json, write_text
 from compress.checkpoint.writer import write_shards
 from compress.fitting.assemble import kept_names, plan_of, storage_dtype, tensors_of
@@ -47,6 +48,7 @@ def assemble(
     return {
         "format": 1,
         "calibration": {"tokens_sha256": token_hash},
+        "begins_with": _beginnings(job),
         "parameters": {
             "baseline": before,
             "compressed": after,
@@ -55,6 +57,15 @@ def assemble(
         },
         "modules": rows,
         "files": files,
+    }
+
+
+def _beginnings(job: Job) -> dict[str, Any]:
+    """What every window of a text began with."""
+    tokenizer, evaluation = job.original.tokenizer(), job.recipe.evaluation
+    return {
+        "calibration": begins_with(tokenizer, job.recipe.calibration.bos),
+        "evaluation": {name: begins_with(tokenizer, evaluation.source(name).bos) for name in evaluation.texts},
     }
 
 

@@ -35,6 +35,14 @@ class CompressQuantizer(SwapQuantizer):
 
         apply_plan(model, self.plan())
 
+    def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
+        from compress.loading.remote_code import saves_remote_code
+
+        # A class of the checkpoint's own file is saved with that file by transformers.
+        if type(model)._auto_class is None:
+            saves_remote_code(model, self.plan())
+        return super()._process_model_after_weight_loading(model, **options)
+
 
 def register() -> None:
     """Make transformers know the quantizer. Does nothing the second time."""

@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import pprint
 from collections.abc import Mapping
+from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from compress import kinds
 from compress.checkpoint.files import write_json, write_text
-from compress.loading.swapping import SwapQuantizer
+from compress.loading.swapping import SwapQuantizer, with_older_names
 from compress.plan import Plan
 from compress.source.inline import import_block, inline, refuse_twice
 from compress.version import __version__
 
 FILE = "modeling_compress.py"
+_READ_TEXT = ("AutoTokenizer", "AutoProcessor")  # what code of the original's own a compressed model may need
 CLASS, BASE_CLASS = "CompressedForCausalLM", "CompressedModel"
 
 _IMPORTS = (
@@ -86,12 +89,22 @@ def replace_modules(model: nn.Module, config: CompressConfig) -> None:
 class {name}({stock}):
     """{stock} with the replacements of this checkpoint."""
 
+    _auto_class = "AutoModelForCausalLM"  # save_pretrained takes this file along
+
+    def __init__(self, config: Any, *inputs: Any, **options: Any) -> None:
+        super().__init__(with_older_names(config), *inputs, **options)
+
     def replace_modules(self, config: CompressConfig) -> None:
         replace_modules(self, config)
 
 
 class {base_name}({stock_base}):
     """{stock_base} with the replacements of this checkpoint."""
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: Any, *inputs: Any, **options: Any) -> None:
+        super().__init__(with_older_names(config), *inputs, **options)
 
     def replace_modules(self, config: CompressConfig) -> None:
         replace_modules(self, config)
@@ -126,10 +139,42 @@ def write_remote_code(folder: Path) -> None:
     plan = Plan.model_validate({key: quantization[key] for key in ("format_version", "modules") if key in quantization})
     # The code goes first: a config that names a missing file would stop every load.
     write_text(folder / FILE, remote_code(plan, str(config["model_type"])))
-    ours = {"AutoModelForCausalLM": f"{Path(FILE).stem}.{CLASS}", "AutoModel": f"{Path(FILE).stem}.{BASE_CLASS}"}
-    # Entries of other files, a tokenizer's say, stay.
-    config["auto_map"] = dict(config.get("auto_map") or {}) | ours
+    config["auto_map"] = auto_map(folder, config.get("auto_map"))
     write_json(path, config)
+
+
+def auto_map(folder: Path, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What config.json says of code in the folder: our classes, and of those `given` what reads text and is there.
+
+    Configuration and model classes that came with the original model give way: ours are made for transformers' own, and another
+    model class would load the factors as something else.
+    """
+
+    def stays(name: str, reference: Any) -> bool:
+        files = {f"{str(part).rpartition('--')[2].partition('.')[0]}.py" for part in _references(reference)}
+        return name.startswith(_READ_TEXT) and all((folder / file).is_file() for file in files)
+
+    ours = {"AutoModelForCausalLM": f"{Path(FILE).stem}.{CLASS}", "AutoModel": f"{Path(FILE).stem}.{BASE_CLASS}"}
+    return {name: reference for name, reference in (given or {}).items() if stays(name, reference)} | ours
+
+
+def saves_remote_code(model: Any, plan: Plan) -> None:
+    """Have `save_pretrained` of this model, loaded by compress as transformers' own class, write `modeling_compress.py` too."""
+    model.save_pretrained = partial(_save_pretrained, model, plan)
+
+
+def _save_pretrained(model: Any, plan: Plan, save_directory: str | PathLike[str], **options: Any) -> None:
+    # The file goes first: what transformers uploads are the files that changed since it began.
+    if options.get("is_main_process", True):
+        folder = Path(save_directory)
+        write_text(folder / FILE, remote_code(plan, str(model.config.model_type)))
+        model.config.auto_map = auto_map(folder, getattr(model.config, "auto_map", None))
+    type(model).save_pretrained(model, save_directory, **options)
+
+
+def _references(value: Any) -> list[Any]:
+    """A tokenizer names two classes, of which one may be null."""
+    return [part for part in value if part] if isinstance(value, (list, tuple)) else [value]
 
 
 def remote_code(plan: Plan, model_type: str) -> str:
@@ -142,7 +187,7 @@ def remote_code(plan: Plan, model_type: str) -> str:
     by_module = {spec.module: kinds.of(spec) for spec in plan.modules}
     # Sorted, so that the file does not depend on the order of the modules.
     classes = {kind.kind: type(kind) for kind in sorted(by_module.values(), key=lambda kind: kind.kind)}
-    inlined = inline([*(cls.runtime for cls in classes.values()), SwapQuantizer])
+    inlined = inline([*(cls.runtime for cls in classes.values()), SwapQuantizer, with_older_names])
     wrappers = [name for name, cls in classes.items() if cls.wraps]
     # What only compress can compute goes into the file as a table: of each (option, argument), the value by module.
     computed = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from transformers import __version__ as transformers_version
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -43,6 +44,9 @@ class SwapQuantizer(HfQuantizer):
         """Its parameters are ordinary ones."""
         return True
 
+    def _convert_model_for_quantization(self, model: Any) -> None:
+        """Nothing to convert: the plan says what is replaced. transformers' own asks for accelerate here."""
+
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
         self.swap(model)
         self.renames = stock_renames(model)
@@ -59,7 +63,30 @@ def stock_renames(model: Any) -> list[Any]:
     """What transformers renames in the files of a model's stock class (the head of GPT-NeoX): it goes by the name of the class,
     and does not know the subclass that a checkpoint's own file brings.
     """
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping  # not yet there when transformers calls us
-
+    try:
+        # Not yet there when transformers calls us.
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    except ImportError:  # transformers 4 renames nothing in the files
+        return []
     stock = next(cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers."))
     return [] if stock is type(model) else get_checkpoint_conversion_mapping(stock.__name__) or []
+
+
+def with_older_names(config: Any) -> Any:
+    """`config` as the installed transformers reads it: version 5 keeps rotary positions in `rope_parameters`, one dictionary or
+    one for each type of layer; version 4 keeps that as a stranger's entry, and computes with defaults instead.
+    """
+    parameters: dict[str, Any] | None = getattr(config, "rope_parameters", None)
+    if int(transformers_version.partition(".")[0]) >= 5 or not parameters:
+        return config
+    sliding = parameters.get("sliding_attention")
+    rope = dict(parameters.get("full_attention") or parameters)
+    found = {"rope_theta": rope.pop("rope_theta", None), "partial_rotary_factor": rope.pop("partial_rotary_factor", None)}
+    # The names that Gemma 3 and GPT-NeoX had for the same things.
+    found["rope_local_base_freq"] = sliding["rope_theta"] if sliding else None
+    found["rotary_emb_base"], found["rotary_pct"] = found["rope_theta"], found["partial_rotary_factor"]
+    for name, value in found.items():
+        if value is not None:
+            setattr(config, name, value)
+    config.rope_scaling = None if rope.get("rope_type", "default") == "default" else rope
+    return config

@@ -11,6 +11,7 @@ import numpy as np
 from torch import LongTensor, Tensor
 
 from compress import data
+from compress.beginning import begins_with, tokenize
 from compress.evaluating.perplexity import Model, compare, logits_of
 from compress.measuring.runtimes import Runner
 
@@ -26,6 +27,7 @@ class Text:
     name: str
     source: data.TextSource
     tokens: LongTensor
+    begins_with: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """What identifies the windows; the text itself, and where it lies, stay here."""
@@ -37,6 +39,7 @@ class Text:
             "source": source,
             "windows": self.tokens.shape[0],
             "length": self.tokens.shape[1],
+            "begins_with": self.begins_with,
             "sha256": data.token_hash(self.tokens),
         }
 
@@ -51,7 +54,8 @@ def read_texts(sources: Mapping[str, data.TextSource], tokenizer: Any, longest: 
         source = given if given.sequences is not None else given.model_copy(update={"sequences": WINDOWS})
         if longest is not None and source.length > longest:
             raise ValueError(f"text {name!r}: windows of {source.length} tokens; the model has {longest} positions")
-        out.append(Text(name, source, data.evaluation_tokens(source, tokenizer)))
+        tokens = data.evaluation_tokens(source, tokenizer)
+        out.append(Text(name, source, tokens, begins_with(tokenizer, source.bos)))
     return out
 
 
@@ -97,7 +101,7 @@ def prompt_tokens(prompt: str | None, texts: Sequence[Text], tokenizer: Any, mos
     """The prompt's tokens; without one, the beginning of the first text. Raises ValueError for an empty prompt."""
     if prompt is None:
         return texts[0].tokens[0, :most].tolist()
-    ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    front, ids = tokenize(tokenizer, prompt, texts[0].source.bos if texts else "auto")
     if not ids:
         raise ValueError("the prompt is empty; give some text, or none for the beginning of the first evaluation text")
-    return ids[-most:]
+    return front + ids[-max(1, most - len(front)) :]

@@ -94,7 +94,7 @@ def windows(evaluation: Evaluation, length: int, search: int, test: int, tokeniz
     name, text = next(iter(evaluation.texts.items()))
     # As many windows of this length as hold the tokens of the text's own sequences.
     most = None if text.sequences is None else max(1, text.sequences * evaluation.source(name).length // length)
-    found = data.evaluation_tokens(text.model_copy(update={"length": length, "sequences": most}), tokenizer)
+    found = data.evaluation_tokens(evaluation.source(name).model_copy(update={"length": length, "sequences": most}), tokenizer)
     if len(found) < search + test:
         raise ValueError(
             f"evaluation text {name!r} gives {len(found)} windows of {length}, the two splits need {search + test}: "

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from compress.architecture import FIXED_ROTARY, Architecture, architecture
+from compress.architecture import Architecture, architecture
+from compress.source.pieces import refuse
+from compress.source.rotary import Rope, rope_of
 
 QUERIES, KEYS = "HEADS * HEAD_DIM", "KV_HEADS * HEAD_DIM"  # in the names of the file's constants
-_ROPE_NUMBERS = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+_GEMMA = ("gemma", "gemma2", "gemma3_text")
 
 # transformers' names → torch; the tanh form of gelu has three names there
 ACTIVATIONS = {
@@ -38,17 +38,6 @@ _SANDWICH = (
     ("mlp_norm", "pre_feedforward_layernorm"),
     ("mlp_out_norm", "post_feedforward_layernorm"),
 )
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary positions: `dims` of each head are turned by `theta`'s frequencies, or by stored ones where `note` says which."""
-
-    theta: float
-    dims: int
-    note: str = ""
-    frequencies: Tensor | None = None
-    scale: float = 1.0  # of cosine and sine (yarn)
 
 
 @dataclass(frozen=True)
@@ -159,12 +148,16 @@ def describe(config: Any) -> Family:
         eps=float(_first(config, "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", default=1e-5)),
         activation=_activation(config),
         norm="nn.LayerNorm" if learned or neox or phi else "RMSNorm",
-        norm_adds_one=kind in ("gemma", "gemma2"),
+        norm_adds_one=kind in _GEMMA,
         norms=_norms(config),
         order=_order(config),
         qkv="heads" if neox else "blocks" if "qkv" in row.roles else "separate",
-        qk_norm="head" if kind == "qwen3" or (phi and config.qk_layernorm) else "all" if kind == "olmo2" else "none",
-        rope=None if learned else _rope(config, head_dim),
+        qk_norm="head"
+        if kind in ("qwen3", "gemma3_text") or (phi and config.qk_layernorm)
+        else "all"
+        if kind == "olmo2"
+        else "none",
+        rope=None if learned else rope_of(config, head_dim),
         # smollm3's no_rope_layers holds 1 where a layer does have rotary positions.
         rope_layers=tuple(bool(v) for v in getattr(config, "no_rope_layers", None) or [not learned] * layers),
         windows=_windows(config),
@@ -172,7 +165,7 @@ def describe(config: Any) -> Family:
         score_cap=getattr(config, "attn_logit_softcapping", None),
         logit_cap=getattr(config, "final_logit_softcapping", None),
         # gemma multiplies embeddings by √d_model without an entry in its config; granite has one.
-        embed_scale=d_model**0.5 if kind in ("gemma", "gemma2") else getattr(config, "embedding_multiplier", None),
+        embed_scale=d_model**0.5 if kind in _GEMMA else getattr(config, "embedding_multiplier", None),
         residual_scale=getattr(config, "residual_multiplier", None),
         logit_divisor=getattr(config, "logits_scaling", None),
         position_offset=2 if opt else 0,
@@ -181,12 +174,6 @@ def describe(config: Any) -> Family:
         embedding=config.word_embed_proj_dim if opt else d_model,
         tied=bool(config.tie_word_embeddings),
     )
-
-
-def refuse(condition: object, what: str, supported: str) -> None:
-    """Raises NotImplementedError where `condition` holds."""
-    if condition:
-        raise NotImplementedError(f"the standalone torch file has no {what}; supported: {supported}")
 
 
 def _first(config: Any, *names: str, default: Any) -> Any:
@@ -207,6 +194,7 @@ def _activation(config: Any) -> str:
 def _norms(config: Any) -> tuple[tuple[str, str], ...]:
     return {
         "gemma2": _SANDWICH,
+        "gemma3_text": _SANDWICH,
         # olmo2 normalises what leaves attention and MLP, and nothing that enters.
         "olmo2": (_SANDWICH[1], _SANDWICH[3]),
         # One norm for both branches, which run side by side.
@@ -251,22 +239,3 @@ def _windows(config: Any) -> tuple[int | None, ...]:
     if window is None or window >= config.max_position_embeddings:
         return (None,) * config.num_hidden_layers
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
-def _rope(config: Any, head_dim: int) -> Rope:
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    parameters: dict[str, Any] = dict(config.rope_parameters)
-    kind = parameters.get("rope_type", "default")
-    refuse(kind not in FIXED_ROTARY, f"rotary positions of type {kind!r}", ", ".join(FIXED_ROTARY))
-    theta = float(parameters["rope_theta"])
-    if kind == "default":
-        # These families turn only a part of every head.
-        fraction = parameters.get("partial_rotary_factor", 1.0) if config.model_type in ("phi", "phi3", "gpt_neox") else 1.0
-        return Rope(theta, int(head_dim * fraction))
-    # The function that the model itself calls, so that the file's frequencies cannot be others.
-    frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
-    # Only names from this file go into generated code: a config's own keys may hold anything.
-    numbers = ", ".join(f"{key} {float(parameters[key]):g}" for key in _ROPE_NUMBERS if parameters.get(key) is not None)
-    # One frequency turns two dimensions.
-    return Rope(theta, 2 * len(frequencies), f"{kind} ({numbers})", frequencies.float(), float(scale))

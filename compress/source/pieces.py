@@ -77,3 +77,9 @@ class Switch:
     annotation: str
     attend: Callable[[str, str], str]
     inlined: tuple[Any, ...]
+
+
+def refuse(condition: object, what: str, supported: str) -> None:
+    """Raises NotImplementedError where `condition` holds."""
+    if condition:
+        raise NotImplementedError(f"the standalone torch file has no {what}; supported: {supported}")

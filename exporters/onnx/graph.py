@@ -29,7 +29,7 @@ from compress.progress import Progress, silent
 from exporters.onnx import parity, passes
 from exporters.onnx.genai import genai_config
 from exporters.onnx.pivots import fold_small_pivots
-from exporters.onnx.quantize import QUANTIZATIONS, Quantization, quantize_graph, quantized_file
+from exporters.onnx.quantize import AGREEMENT, QUANTIZATIONS, Quantization, disagreement, quantize_graph, quantized_file
 from exporters.onnx.runtime import CPU, MODEL_FILE, available_providers
 from exporters.onnx.surrogates import attach, surrogates_as_functions
 from exporters.onnx.trace import cache_shapes, check_opset, prepare, takes_positions, trace
@@ -54,6 +54,7 @@ def export_onnx(
     inline_functions: bool = False,
     verify: bool = True,
     tolerance: float | None = None,
+    agreement: float | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write `out`/model.onnx with KV cache in and out, and what its clients read; return the report, also in `out`/export.json.
@@ -64,16 +65,18 @@ def export_onnx(
         dtype: of weights and cache; logits are float32. onnxruntime's CPU provider has no bfloat16.
         opset: 23 has native attention, normalization and rotary embedding; 20 suits older runtimes.
         quantize: "int8" or "int4" MatMuls in a second graph, model_int8.onnx or model_int4.onnx, which genai_config.json then
-            names; how far its logits move is reported, not judged.
+            names; it is judged by `agreement`.
         inline_functions: leave no local functions in the graph, for runtimes that refuse them (OpenVINO).
         verify: compare with torch on every provider here.
         tolerance: allowed |Δlogit| / max(1, |logit|); by default 1e-4 in float32, 2e-2 in float16, 1e-1 in bfloat16. In half
             precision what torch itself loses against float32 arithmetic on the same weights is allowed in addition.
+        agreement: of predictions on real text, the fraction in which a quantized graph must have torch's most likely token; by
+            default 0.85 in int8 and 0.7 in int4.
         progress: called with a description and the number of stages.
 
-    Raises ValueError for options that cannot be, RuntimeError where the graph and torch disagree.
+    Raises ValueError for options that cannot be, RuntimeError where a graph that would be handed over and torch disagree.
     """
-    _check(dtype, opset, quantize)
+    _check(dtype, opset, quantize, agreement)
     source = locate(resolve_model(str(checkpoint)))
     clock = _Clock(progress)
     out.mkdir(parents=True, exist_ok=True)
@@ -117,6 +120,13 @@ def export_onnx(
                 report["quantized"] = quantize_graph(stage, quantize, given, source=_UNFOLDED)
                 for path in stage.glob(f"{_UNFOLDED}*"):
                     path.unlink()
+                report["quantized"]["agreement"] = AGREEMENT[quantize] if agreement is None else agreement
+                if verify and (found := disagreement(report["quantized"], report["quantized"]["agreement"])):
+                    other = "int8, or none" if quantize == "int4" else "int4, which leaves activations alone, or none"
+                    raise RuntimeError(
+                        f"the {quantize} graph does not say what the checkpoint says: {found}. Nothing was written. "
+                        f"Try {other}, or a lower agreement if you can accept it"
+                    )
         report |= {
             "bytes": {path.name: path.stat().st_size for path in sorted(stage.glob("*.onnx*"))},
             "seconds": clock.seconds,
@@ -126,7 +136,7 @@ def export_onnx(
     return report
 
 
-def _check(dtype: str, opset: int, quantize: str | None) -> None:
+def _check(dtype: str, opset: int, quantize: str | None, agreement: float | None) -> None:
     """Raises ValueError for options that cannot be, before anything is read."""
     if dtype not in parity.TOLERANCE:
         raise ValueError(f"unknown dtype {dtype!r}; there are {', '.join(parity.TOLERANCE)}")
@@ -134,6 +144,8 @@ def _check(dtype: str, opset: int, quantize: str | None) -> None:
         raise ValueError(f"unknown quantization {quantize!r}; there are {', '.join(QUANTIZATIONS)}")
     if quantize is not None and dtype != "float32":
         raise ValueError(f"{quantize} is made from a float32 graph, not {dtype}; leave the dtype out")
+    if agreement is not None and not 0 <= agreement <= 1:
+        raise ValueError(f"agreement: {agreement} given; it is a fraction of predictions, from 0 to 1")
     check_opset(opset)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +15,8 @@ from exporters.onnx.runtime import CPU, MODEL_FILE
 
 Quantization = Literal["int8", "int4"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
+# Of predictions on real text, how many must have the most likely token that torch has, for the graph to be handed over.
+AGREEMENT: dict[str, float] = {"int8": 0.85, "int4": 0.7}
 _BLOCK = 32  # input features that share a scale in int4: the smallest block onnxruntime takes, the most accurate
 
 
@@ -45,6 +47,17 @@ def quantize_graph(
         ),
         "parity": {CPU: parity.compare(given, folder, CPU, file=target.name)},
     }
+
+
+def disagreement(measured: Mapping[str, Any], wanted: float) -> str | None:
+    """What is wrong with a quantized graph as `quantize_graph` reports it, in a sentence with its numbers, or None."""
+    found = measured["parity"][CPU]
+    if found["top1_agreement"] >= wanted:
+        return None
+    return (
+        f"{measured['file']} predicts torch's most likely token in {found['top1_agreement']:.0%} of places, below "
+        f"{wanted:.0%}; its greedy tokens part after {found['greedy_equal']} of {found['greedy_tokens']}"
+    )
 
 
 def _int8(source: Path, target: Path) -> None:

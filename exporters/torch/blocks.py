@@ -30,6 +30,7 @@ def constants(family: Family, end: Sequence[int], body: str) -> str:
             "ROPE_DIMS": rope.dims if rope and rope.dims != family.head_dim else None,
             "NORM_EPS": family.eps,
         },
+        {"ROPE_ROWS": rope.rows if rope and rope.rows else None},  # of the frequencies, by layer
         {"ATTENTION_SCALE": family.scales[0] if len(set(family.scales)) == 1 else None, "ATTENTION_CAP": family.score_cap},
         {"EMBEDDING_SCALE": family.embed_scale, "RESIDUAL_SCALE": family.residual_scale},
         {"LOGIT_DIVISOR": family.logit_divisor, "LOGIT_CAP": family.logit_cap},

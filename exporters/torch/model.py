@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from compress.source.family import Family
+from compress.source.rotary import Rope
 from compress.source.text import in_place, text
 
 
@@ -103,7 +104,8 @@ def model_class(family: Family, head: str, *, links: Sequence[str]) -> str:
         *[f"self.head = {head}"] * bool(head),
     ]
     if rope and rope.note:
-        body.append(f'self.register_buffer("frequencies", torch.empty({rope.dims // 2}))  # {rope.note}')
+        rows = f"{max(rope.rows) + 1}, " if rope.rows else ""
+        body.append(f'self.register_buffer("frequencies", torch.empty({rows}{rope.dims // 2}))  # {rope.note}')
     if links:
         body += [
             "for module in self.modules():",
@@ -118,18 +120,15 @@ def model_class(family: Family, head: str, *, links: Sequence[str]) -> str:
     out = f"self.project_out({out})" if projected else out
     logits = f"self.head({out})" if head else f"F.linear({out}, self.embed.weight)"
     logits += " / LOGIT_DIVISOR" * (family.logit_divisor is not None)
+    given = "" if rope is None else "ropes[ROPE_ROWS[i]], " if rope.rows else "rope, "
     forward = [
         "seen = 0 if cache is None else cache[0][0].shape[2]",
         "positions = torch.arange(seen, seen + ids.shape[1], device=ids.device)  # (T,)",
         f"x = {embedded}  # (B, T) → (B, T, D)",
-        *[
-            f"cos, sin = rotary(positions{', self.frequencies' * bool(rope and rope.note)})",
-            "rope = cos.to(x.dtype), sin.to(x.dtype)",
-        ]
-        * bool(rope),
+        *_positions(rope),
         "new: Cache = []",
         "for i, layer in enumerate(self.layers):",
-        f"    x, kv = layer(x, {'rope, ' * bool(rope)}None if cache is None else cache[i])",
+        f"    x, kv = layer(x, {given}None if cache is None else cache[i])",
         "    new.append(kv)",
         f"logits = {logits}  # (B, T, D) → (B, T, V){'' if head else '; the embeddings are the output weights too'}",
         *["logits = LOGIT_CAP * torch.tanh(logits / LOGIT_CAP)"] * (family.logit_cap is not None),
@@ -147,3 +146,15 @@ def model_class(family: Family, head: str, *, links: Sequence[str]) -> str:
                 """ids (B, T) → logits (B, T, V), and the cache to hand in with the tokens that follow"""
                 {in_place(forward, 16)}
         ''')
+
+
+def _positions(rope: Rope | None) -> list[str]:
+    """The lines that turn positions into what every attention reads."""
+    if rope is None:
+        return []
+    if rope.rows:
+        return [
+            "tables = [rotary(positions, frequencies) for frequencies in self.frequencies]",
+            "ropes = [(cos.to(x.dtype), sin.to(x.dtype)) for cos, sin in tables]  # by type of layer",
+        ]
+    return [f"cos, sin = rotary(positions{', self.frequencies' * bool(rope.note)})", "rope = cos.to(x.dtype), sin.to(x.dtype)"]

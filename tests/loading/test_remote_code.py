@@ -14,6 +14,7 @@ from checkpoints import ATTENTION_KINDS, LINEAR_KINDS, MLP_KINDS, scaled_kind, t
 from interpreters import run_without
 from transformers import AutoModel, AutoModelForCausalLM
 
+from compress.checkpoint.writer import copy_tokenizer
 from compress.loading.quantizer import register
 from compress.loading.remote_code import write_remote_code
 from compress.plan import ModuleSpec, Plan
@@ -56,6 +57,11 @@ def _digest(folder: Path, auto: Any = AutoModelForCausalLM) -> str:
     with torch.no_grad():
         found = auto.from_pretrained(folder)(torch.tensor([IDS]))[0]
     return hashlib.sha256(found.numpy().tobytes()).hexdigest()
+
+
+def _logits(folder: Path, **options: bool) -> bytes:
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(folder, **options)(torch.tensor([IDS])).logits.numpy().tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +137,38 @@ def test_with_compress_installed_a_renamed_head_is_read_and_written_either_way(t
     assert not told["missing_keys"] | told["unexpected_keys"]
     model.save_pretrained(tmp_path / "again")
     assert _digest(tmp_path / "again") == _digest(folder)
+
+
+def test_the_original_s_code_is_named_no_more_but_for_a_tokenizer_that_is_there(tmp_path: Path) -> None:
+    """As the published Phi-3 folders have it: configuration and model code of their own, beside a type transformers knows."""
+    folder = tiny_checkpoint(tmp_path, "phi3", "low_rank_linear")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {
+        "AutoConfig": "configuration_phi3.Phi3Config",
+        "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_phi3.Phi3ForSequenceClassification",
+        "AutoTokenizer": ["tokenization_phi3.Phi3Tokenizer", None],
+        "AutoProcessor": "processing_phi3.Phi3Processor",  # which is not there
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenization_phi3.py").write_text("class Phi3Tokenizer: ...")
+    write_remote_code(folder)
+    found = json.loads((folder / "config.json").read_text())["auto_map"]
+    assert found == {
+        "AutoModelForCausalLM": "modeling_compress.CompressedForCausalLM",
+        "AutoModel": "modeling_compress.CompressedModel",
+        "AutoTokenizer": ["tokenization_phi3.Phi3Tokenizer", None],
+    }
+    assert _digest(folder) == hashlib.sha256(_logits(folder, trust_remote_code=True)).hexdigest()
+
+
+def test_a_tokenizer_s_own_code_is_copied_with_it(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("tokenization_phi3.py", "tokenizer_config.json", "modeling_phi3.py", "configuration_phi3.py"):
+        (source / name).write_text("{}")
+    copy_tokenizer(source, tmp_path / "target")
+    assert {path.name for path in (tmp_path / "target").iterdir()} == {"tokenization_phi3.py", "tokenizer_config.json"}
 
 
 def test_a_folder_without_a_plan_is_refused(tmp_path: Path) -> None:

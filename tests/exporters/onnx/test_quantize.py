@@ -10,6 +10,7 @@ import pytest
 import torch
 from onnx_folders import folders, slow
 
+from compress.cli.tables import export_table
 from compress.loading.quantizer import from_pretrained
 from exporters.onnx import parity
 from exporters.onnx.graph import export_onnx
@@ -41,6 +42,35 @@ def test_smaller_and_close(
     error = OnnxModel(tmp_path, threads=1, file=report["file"]).forward(ids)[0] - exact
     assert (error**2).mean() < (0.25 if quantization == "int8" else 0.8) ** 2 * exact.var()
     assert report["parity"][CPU]["max_abs_difference"] > 0
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_a_graph_that_agrees_too_little_is_not_handed_over(
+    quantization: Quantization, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    checkpoint, _ = folders("llama", tmp_path_factory)
+    with pytest.raises(RuntimeError, match=rf"model_{quantization}\.onnx predicts .* below 100%; .* Try .*, or a lower agree"):
+        export_onnx(checkpoint, tmp_path, quantize=quantization, agreement=1.0)
+    assert not [*tmp_path.iterdir()]
+    with pytest.raises(ValueError, match="agreement: 85 given; it is a fraction of predictions, from 0 to 1"):
+        export_onnx(checkpoint, tmp_path, quantize=quantization, agreement=85)
+
+
+def test_every_graph_that_is_written_has_a_row_of_its_own() -> None:
+    rows = {"max_abs_difference": 0.5, "max_abs_logit": 9.0, "top1_agreement": 0.9, "greedy_equal": 3, "greedy_tokens": 64}
+    report = {
+        "opset": 23,
+        "bytes": {"model.onnx": 2**20, "model.onnx.data": 2**20, "model_int8.onnx": 2**20},
+        "parity": {CPU: rows | {"greedy_equal": 64}, "CUDAExecutionProvider": {"not_run": "no kernel"}},
+        "quantized": {"file": "model_int8.onnx", "parity": {CPU: rows}},
+    }
+    table = export_table({"onnx": report})
+    cells = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert cells == [
+        ("model.onnx (opset 23)", CPU, "2.0", "5.0e-01", "9.0", "90.0%", "64/64"),
+        ("model.onnx (opset 23)", "CUDAExecutionProvider", "2.0", "", "", "", "not run here"),
+        ("model_int8.onnx (opset 23)", CPU, "1.0", "5.0e-01", "9.0", "90.0%", "3/64"),
+    ]
 
 
 @slow
