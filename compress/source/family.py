@@ -5,13 +5,15 @@ Each family is a few values of the same description, so that one set of template
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compress.architecture import FIXED_ROTARY, Architecture, architecture
+from compress.validation import Finite, Positive, Size
 
 QUERIES, KEYS = "HEADS * HEAD_DIM", "KV_HEADS * HEAD_DIM"  # in the names of the file's constants
 _ROPE_NUMBERS = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -40,32 +42,36 @@ _SANDWICH = (
 )
 
 
-@dataclass(frozen=True)
+# Checked as they are made: each of these values becomes text of a program.
+_TYPED = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+
+@dataclass(frozen=True, config=_TYPED)
 class Rope:
     """Rotary positions: `dims` of each head are turned by `theta`'s frequencies, or by stored ones where `note` says which."""
 
-    theta: float
-    dims: int
+    theta: Finite
+    dims: Positive
     note: str = ""
     frequencies: Tensor | None = None
-    scale: float = 1.0  # of cosine and sine (yarn)
+    scale: Finite = 1.0  # of cosine and sine (yarn)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_TYPED)
 class Family:
     """Sizes, switches and names of parts in the checkpoint; names of block parts are relative to a decoder layer."""
 
     row: Architecture
     config: Any
-    vocabulary: int
-    positions: int
-    d_model: int
-    d_ff: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    layers: int
-    eps: float
+    vocabulary: Positive
+    positions: Positive
+    d_model: Positive
+    d_ff: Positive
+    heads: Positive
+    kv_heads: Positive
+    head_dim: Positive
+    layers: Positive
+    eps: Finite
     activation: str  # with {} for the argument
     norm: str  # class: RMSNorm or nn.LayerNorm
     norm_adds_one: bool  # gemma stores weight − 1
@@ -75,17 +81,17 @@ class Family:
     qk_norm: str  # none | head | all
     rope: Rope | None
     rope_layers: tuple[bool, ...]
-    windows: tuple[int | None, ...]
-    scales: tuple[float | None, ...]  # of the attention scores, None for 1/√head_dim
-    score_cap: float | None
-    logit_cap: float | None
-    embed_scale: float | None
-    residual_scale: float | None
-    logit_divisor: float | None
-    position_offset: int  # rows of the learned positions that no token reads
+    windows: tuple[Positive | None, ...]
+    scales: tuple[Finite | None, ...]  # of the attention scores, None for 1/√head_dim
+    score_cap: Finite | None
+    logit_cap: Finite | None
+    embed_scale: Finite | None
+    residual_scale: Finite | None
+    logit_divisor: Finite | None
+    position_offset: Size  # rows of the learned positions that no token reads
     affine_norms: bool
     final_norm: bool
-    embedding: int  # width of the embeddings; OPT-350m has it narrower than the layers
+    embedding: Positive  # width of the embeddings; OPT-350m has it narrower than the layers
     tied: bool
 
     @property
@@ -132,7 +138,21 @@ def role_shape(family: Family, role: str) -> tuple[str, str]:
 
 
 def describe(config: Any) -> Family:
-    """The description of a transformers config. Raises NotImplementedError naming what is supported, where something is not."""
+    """The description of a transformers config.
+
+    Raises NotImplementedError naming what is supported, where something is not; ValueError for values that describe no model.
+    """
+    try:
+        return _described(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, given = ".".join(map(str, first["loc"])), str(first["input"])[:100]
+        raise ValueError(f"config.json describes no model: {where}: {first['msg']}; given {given!r}") from None
+    except (TypeError, AttributeError, KeyError, ArithmeticError) as error:  # arithmetic with whatever it holds
+        raise ValueError(f"config.json describes no model: {type(error).__name__}: {str(error)[:200]}") from None
+
+
+def _described(config: Any) -> Family:
     kind = config.model_type
     row = architecture(kind)
     heads, d_model = config.num_attention_heads, config.hidden_size
