@@ -1,6 +1,10 @@
-"""Text that is not ours inside a Markdown file: one line of it, that begins nothing of its own."""
+"""Text that is not ours inside a Markdown file: it begins nothing of its own."""
 
 from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def plain(text: object) -> str:
@@ -9,5 +13,9 @@ def plain(text: object) -> str:
     >>> plain("a|b\\n<script>")
     'a\\\\|b &lt;script>'
     """
-    line = " ".join(str(text).split())
-    return line.replace("<", "&lt;").replace("|", "\\|").replace("](", "]\\(")
+    return inert(" ".join(str(text).split()))
+
+
+def inert(line: str) -> str:
+    """One line with its spaces as they are, and no HTML, link or cell of its own."""
+    return _CONTROL.sub("", line).replace("<", "&lt;").replace("|", "\\|").replace("](", "]\\(")

@@ -16,6 +16,9 @@ _Width = Annotated[int, Field(ge=1, le=2**20)]
 _Count = Annotated[int, Field(ge=1, lt=2**31)]
 _Token = Annotated[int, Field(ge=-1, lt=2**31)]  # −1 is how some write none
 _Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)]
+_Rotary = (
+    Finite | _Word | bool | None | Annotated[list[Finite], Field(max_length=2**14)]
+)  # a factor, a type, longrope's factors
 _VOCABULARY_VALUES = 8_000_000  # of tokenizer.json: 262,000 tokens, with half a million merges of three values each
 
 
@@ -51,7 +54,8 @@ class Described(BaseModel):
     layer_norm_eps: Finite | None = None
     layer_norm_epsilon: Finite | None = None
     rope_theta: Finite | None = None
-    rope_parameters: dict[str, Any] | None = None
+    rope_parameters: dict[_Word, _Rotary | dict[_Word, _Rotary]] | None = None
+    rope_scaling: dict[_Word, _Rotary] | None = None
     layer_types: Annotated[list[_Word], Field(max_length=10_000)] | None = None
     bos_token_id: _Token | None = None
     eos_token_id: _Token | list[_Token] | None = None

@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jinja2 import UndefinedError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
 from rich.table import Table as RichTable
 
 from compress.checkpoint.files import write_text
-from compress.markdown import plain
+from compress.markdown import inert, plain
 from compress.reading import json_text
 from compress.reporting.canvas import THEMES, Theme
 from compress.reporting.columns import Entry, text_names
@@ -50,7 +51,7 @@ def reading_results(name: str) -> Iterator[None]:
     """What is missing in a results.json, or of another type, comes out as a ValueError that calls it `name`."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, AttributeError, ArithmeticError, StopIteration) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ArithmeticError, StopIteration, UndefinedError) as error:
         reason = f"{type(error).__name__}: {str(error)[:100]}"
         raise ValueError(f"{name} is no results.json that compress bench wrote ({reason}); run it again") from None
 
@@ -216,4 +217,4 @@ def _markdown_table(table: Table) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    return "\n".join(f"> {line.replace('<', '&lt;')}" for line in text.splitlines() or [""])
+    return "\n".join(f"> {inert(line)}" for line in text.splitlines() or [""])

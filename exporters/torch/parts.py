@@ -156,7 +156,8 @@ def _layers(parts: Parts, left: dict[str, ModuleSpec], shapes: Mapping[str, tupl
         if whole:
             _mlp(parts, left.pop(outer), layer)
             for name in inner:
-                left.pop(name)
+                if left.pop(name, None) is None:
+                    raise ValueError(f"the plan replaces {outer!r} and not {name!r}, a part of it; the files are damaged")
         without = parts.attentions[layer][1].without if layer in parts.attentions else ()
         for role in row.roles:
             name, natural = row.module(layer, role), family.shape(role)

@@ -32,10 +32,9 @@ from fuzzing import mutate
 Case = Callable[[random.Random, Path], None]
 REFUSED = (ValueError, FileNotFoundError, NotImplementedError)  # one line and exit code 2
 
-_WORDS = (
-    "&a |*a |<<: *a|!!python/object/apply:os.system ['true']|[|{|? |- |: |\\n|\\t|'|> |%YAML 1.1\\n|---\\n|0x|1:2:3|0-9999|~|#"
-)
-YAML_WORDS = (*(word.encode() for word in _WORDS.replace("\\n", "\n").replace("\\t", "\t").split("|")), b"|", b"\xff", b"\x00")
+_TAG = b"!!python/object/apply:os.system ['true']"
+YAML_WORDS = (_TAG, b"\xff", b"\x00", b"\t", b"%YAML 1.1\n", b"---\n", b"&a ", b"*a ", b"<<: *a", b"0-9999", b"0x", b"1:2:3")
+YAML_WORDS += tuple(bytes([character]) for character in b"[{}]?-:|>~#'\n")
 TREE = [
     ["add", ["mul", ["param", 0], ["tanh", ["var", 1]]], ["pow", ["var", 2], ["int", 2]]],
     ["where", ["lt", ["var", 0], ["rational", 1, 3]], ["sin", ["var", 1]], ["nan"]],
