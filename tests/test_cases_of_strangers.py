@@ -163,7 +163,7 @@ def test_a_token_beyond_the_vocabulary_is_one_line(compress, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"evaluation": {"texts": {"own": "nowhere.txt"}}}, "no file 'nowhere.txt'"),
+        ({"evaluation": {"texts": {"own": "nowhere.txt"}, "length": 32}}, "no file 'nowhere.txt'"),
         ({"evaluation": {"texts": {"own": {"text": "MODEL/text.txt", "length": 5000}}}}, "128 positions"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0; given -1"),
         ({"steps": [{"method": "weight_svd", "rank": 3, "layers": "0-99999999"}]}, "is neither an index nor a range"),
@@ -218,7 +218,7 @@ def test_a_narrow_terminal_breaks_words_and_no_number(compress, model, tmp_path,
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
     assert "…" not in out
-    assert out.count("1,024") >= 4
+    assert out.count("1,024") >= 2
 
 
 def test_the_help_says_what_exit_codes_mean(compress):
