@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import random
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from compress.beginning import BOS, Bos, tokenize
 from compress.novella import FOLDER
+from compress.reading import json_text
 
 if TYPE_CHECKING:
     from torch import LongTensor, Tensor
@@ -29,6 +29,7 @@ Role = Literal["calibration", "evaluation"]
 Sampling = Literal["random", "contiguous"]
 
 DEMO = "novella"  # the alias of the packaged model and of its texts
+CHAT = "messages"  # the column of conversations, lists of {role, content}
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 _SPLIT: dict[Role, str] = {"calibration": "train", "evaluation": "validation"}
 _ALLOWED = f"{DEMO!r}, a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file, or a hub dataset id such as 'Salesforce/wikitext'"
@@ -44,7 +45,9 @@ class TextSource(BaseModel):
     config: str | None = Field(default=None, description="hub dataset configuration, such as wikitext-2-v1")
     revision: str | None = Field(default=None, description="hub revision (branch, tag or commit)")
     split: str | None = Field(default=None, description="hub split; calibration reads train, evaluation reads validation")
-    column: str = Field(default="text", description="the column of a jsonl, parquet or hub dataset that holds the text")
+    column: str = Field(
+        default="text", description="the column of a jsonl, parquet or hub dataset that holds the text; without it, `messages`"
+    )
     characters: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="at most this many characters, from a random start"
     )
@@ -78,19 +81,21 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
         if declared == "TokenizersBackend":
             return PreTrainedTokenizerFast.from_pretrained(name, revision=revision or "main")
         return AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # of a stranger's files: tokenizers raises a bare Exception
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise FileNotFoundError(
             f"no tokenizer for {path!r}; give {DEMO!r}, a folder with tokenizer.json, or a hub id ({reason})"
         ) from error
 
 
-def read_text(source: TextSource, split_default: Role) -> str:
+def read_text(source: TextSource, split_default: Role, tokenizer: Any = None) -> str:
     """The text of a source; `split_default` says which packaged text or hub split is meant where the source does not.
+
+    Rows that are conversations go through the chat template of `tokenizer`.
 
     Raises FileNotFoundError or ValueError (format, column, split, no text, a reader that is not installed).
     """
-    text = _whole_text(source, split_default)
+    text = _whole_text(source, split_default, tokenizer)
     if not text.strip():
         raise ValueError(f"{source.text!r} holds no text; give a source with text in it (column: {source.column!r})")
     if source.characters is None or source.characters >= len(text):
@@ -163,6 +168,26 @@ def evaluation_tokens(source: TextSource, tokenizer: PreTrainedTokenizerBase) ->
     return _tokens(source, tokenizer, "evaluation", "contiguous")
 
 
+def check_length(length: int, config: Any, what: str) -> None:
+    """Raises ValueError for windows that are longer than a model has positions; `config` is the transformers one."""
+    positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    # Dynamic frequencies are made for what is longer.
+    if isinstance(positions, int) and length > positions and rope.get("rope_type") != "dynamic":
+        raise ValueError(f"{what}: windows of {length} tokens, and the model has {positions} positions; lower length to that")
+
+
+def check_tokens(tokens: LongTensor, config: Any, tokenizer: PreTrainedTokenizerBase, what: str) -> LongTensor:
+    """The same windows. Raises ValueError naming a token that the model's embeddings have no row for."""
+    vocabulary = int(config.vocab_size)
+    if (largest := int(tokens.max())) >= vocabulary:
+        raise ValueError(
+            f"{what}: token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}) is beyond the model's vocabulary of "
+            f"{vocabulary}; give the tokenizer that belongs to it, or resize its embeddings"
+        )
+    return tokens
+
+
 def token_hash(tokens: Tensor) -> str:
     """sha256 of the shape and the values (little-endian int64): equal hashes mean the same windows."""
     values = tokens.detach().cpu().long().numpy().astype("<i8")
@@ -170,7 +195,7 @@ def token_hash(tokens: Tensor) -> str:
 
 
 def _tokens(source: TextSource, tokenizer: PreTrainedTokenizerBase, role: Role, sampling: Sampling) -> LongTensor:
-    text = read_text(source, role)
+    text = read_text(source, role, tokenizer)
     try:
         prefix, ids = tokenize(tokenizer, text, source.bos)
         return windows(ids, source.length, source.sequences, source.seed, sampling, prefix)
@@ -178,25 +203,26 @@ def _tokens(source: TextSource, tokenizer: PreTrainedTokenizerBase, role: Role, 
         raise ValueError(f"{role} from {source.text!r}: {error}") from None
 
 
-def _whole_text(source: TextSource, role: Role) -> str:
+def _whole_text(source: TextSource, role: Role, tokenizer: Any) -> str:
     name = source.text
     if name == DEMO:
         return _utf8(FOLDER / "text" / f"{role}.txt")
     path = Path(name).expanduser()
-    if path.suffix in SUFFIXES or path.exists():
+    if path.suffix.lower() in SUFFIXES or path.exists():
         _check_file(path)
-        if path.suffix == ".txt":
+        if path.suffix.lower() == ".txt":
             return _utf8(path)
-        rows = _jsonl_rows(path, source.column) if path.suffix == ".jsonl" else _parquet_rows(path, source.column)
+        read = _jsonl_rows if path.suffix.lower() == ".jsonl" else _parquet_rows
+        rows = read(path, source.column, tokenizer)
     elif _HUB_ID.fullmatch(name):
-        rows = _hub_rows(source, role)
+        rows = _hub_rows(source, role, tokenizer)
     else:
         raise FileNotFoundError(f"no file {name!r}, and it is no hub dataset id; give {_ALLOWED}")
     return "\n".join(row for row in rows if row.strip())
 
 
 def _check_file(path: Path) -> None:
-    if path.is_file() and path.suffix in SUFFIXES:
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
         return
     if path.exists():
         what = "a folder" if path.is_dir() else f"a {path.suffix} file" if path.suffix else "a file without a suffix"
@@ -210,26 +236,27 @@ def _check_file(path: Path) -> None:
 
 def _utf8(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")  # not read_text: newlines stay as they are
+        return path.read_bytes().decode("utf-8-sig")  # not read_text: newlines stay as they are
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(path)!r} is not UTF-8 (byte {error.start}); convert it first") from None
 
 
-def _jsonl_rows(path: Path, column: str) -> Iterable[str]:
+def _jsonl_rows(path: Path, column: str, tokenizer: Any) -> Iterable[str]:
     for number, line in enumerate(_utf8(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{str(path)!r} line {number} is not JSON ({error.msg}); each line is one object") from None
+            row = json_text.loads(line, "")
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} line {number} is not JSON ({str(error)[2:]}); each line is one object") from None
         if not isinstance(row, dict):
             raise ValueError(f"{str(path)!r} line {number} is a JSON {type(row).__name__}; each line is one object")
-        _check_column(f"{str(path)!r} line {number}", column, row)
-        yield _string(row[column], f"{str(path)!r} line {number}", column)
+        where = f"{str(path)!r} line {number}"
+        name = _column(where, column, row)
+        yield _string(row[name], where, name, tokenizer)
 
 
-def _parquet_rows(path: Path, column: str) -> Iterable[str]:
+def _parquet_rows(path: Path, column: str, tokenizer: Any) -> Iterable[str]:
     try:
         from pyarrow import ArrowInvalid, parquet  # type: ignore[import-not-found]
     except ImportError:
@@ -238,11 +265,11 @@ def _parquet_rows(path: Path, column: str) -> Iterable[str]:
         file = parquet.ParquetFile(path)
     except ArrowInvalid as error:
         raise ValueError(f"{str(path)!r} is not a parquet file ({error})") from None
-    _check_column(repr(str(path)), column, file.schema_arrow.names)
-    return [_string(value, repr(str(path)), column) for value in file.read([column])[column].to_pylist()]
+    name = _column(repr(str(path)), column, file.schema_arrow.names)
+    return [_string(value, repr(str(path)), name, tokenizer) for value in file.read([name])[name].to_pylist()]
 
 
-def _hub_rows(source: TextSource, role: Role) -> Iterable[str]:
+def _hub_rows(source: TextSource, role: Role, tokenizer: Any) -> Iterable[str]:
     try:
         import datasets  # type: ignore[import-not-found]
     except ImportError:
@@ -258,17 +285,39 @@ def _hub_rows(source: TextSource, role: Role) -> Iterable[str]:
         data = datasets.load_dataset(source.text, source.config, split=split, revision=source.revision)
     except OSError as error:  # unknown id, gated, or no network
         raise FileNotFoundError(f"{where}: {str(error).splitlines()[0]}; give {_ALLOWED}") from error
-    _check_column(where, source.column, data.column_names)
-    return [_string(value, where, source.column) for value in data[source.column]]
+    name = _column(where, source.column, data.column_names)
+    return [_string(value, where, name, tokenizer) for value in data[name]]
 
 
-def _check_column(where: str, column: str, columns: Iterable[str]) -> None:
-    if column not in columns:
-        raise ValueError(f"{where} has no column {column!r}; set column to one of {', '.join(map(repr, columns))}")
+def _column(where: str, column: str, columns: Iterable[str]) -> str:
+    """The column itself; where the usual one is missing, that of conversations."""
+    if column in columns:
+        return column
+    if column == TextSource.model_fields["column"].default and CHAT in columns:
+        return CHAT
+    raise ValueError(f"{where} has no column {column!r}; set column to one of {', '.join(map(repr, columns))}")
 
 
-def _string(value: object, where: str, column: str) -> str:
-    """A cell as text; a missing one is an empty row."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    raise ValueError(f"{where}: column {column!r} holds {type(value).__name__}, not text; set column to one that does")
+def _string(value: object, where: str, column: str, tokenizer: Any) -> str:
+    """A cell as text, a conversation by the chat template; a missing one is an empty row."""
+    if isinstance(value, list):
+        return _chat(value, where, column, tokenizer)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{where}: column {column!r} holds {type(value).__name__}, not text; set column to one that does")
+    text = value or ""
+    # JSON may hold half of a character that is written as two; no tokenizer takes it.
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{where}: half a character, an unpaired surrogate such as \\ud83d; leave the row out, or mend it")
+    return text
+
+
+def _chat(turns: Sequence[Any], where: str, column: str, tokenizer: Any) -> str:
+    spoken = [turn for turn in turns if isinstance(turn, dict) and turn.get("role") and isinstance(turn.get("content"), str)]
+    if not turns or len(spoken) < len(turns):
+        raise ValueError(f"{where}: column {column!r} holds a list; a conversation is a list of {{role, content}}")
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError(f"{where}: a conversation, and this model's tokenizer has no chat template; give rows of text")
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception as error:  # of a template, which is the model's own program
+        raise ValueError(f"{where}: the chat template refuses it ({str(error)[:200]})") from None

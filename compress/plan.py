@@ -6,14 +6,17 @@ It never names the method that made it.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
+from compress.reading import json_text
+from compress.validation import explain
 from compress.version import FORMAT_VERSION, QUANT_METHOD
+
+MAX_OPTIONS = 100_000  # values in the options of one module: 64 expressions of 300 nodes are 60,000
 
 
 class ModuleSpec(BaseModel):
@@ -26,6 +29,13 @@ class ModuleSpec(BaseModel):
     module: str = Field(min_length=1)
     kind: str = Field(min_length=1)
     options: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        # Before anything walks them: a checkpoint's options may be of any size and depth.
+        json_text.check_values(value, "options", MAX_OPTIONS)
+        return value
 
 
 class Plan(BaseModel):
@@ -80,13 +90,27 @@ class Plan(BaseModel):
 def read_plan(folder: Path) -> Plan:
     """The Plan in a folder's config.json; an empty one for a plain model.
 
-    Raises FileNotFoundError without a config.json, ValueError for a model that another library quantized.
+    Raises FileNotFoundError without a config.json, ValueError for what is no plan, and for a model that another library
+    quantized.
     """
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} has no config.json; give a folder in HuggingFace format")
-    found = dict(json.loads(file.read_text(encoding="utf-8")).get("quantization_config") or {})
+    config: Any = json_text.read(file)
+    given: Any = config.get("quantization_config") if isinstance(config, dict) else config  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    given = {} if given is None else given  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(given, dict):
+        raise ValueError(f"{file} holds no object, or a quantization_config that is none; download the folder again")
+    found: dict[str, Any] = {str(key): value for key, value in given.items()}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     method = found.pop("quant_method", QUANT_METHOD)
     if method != QUANT_METHOD:
         raise ValueError(f"{folder} is quantized by {method!r}; give a checkpoint that compress wrote, or a plain model")
-    return Plan.model_validate({key: found[key] for key in ("format_version", "modules") if key in found})
+    return checked_plan({key: found[key] for key in ("format_version", "modules") if key in found}, str(file))
+
+
+def checked_plan(found: dict[str, Any], origin: str) -> Plan:
+    """The Plan of plain data. Raises ValueError with one line per mistake, `origin` in front."""
+    try:
+        return Plan.model_validate(found)
+    except ValidationError as error:
+        raise ValueError("\n".join(f"{origin}: {line}" for line in explain(error, Plan))) from None

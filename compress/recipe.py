@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,8 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from compress import methods
 from compress.architecture import Architecture
 from compress.beginning import BOS, Bos
-from compress.data import TextSource
+from compress.data import DEMO, TextSource
+from compress.novella import FOLDER
+from compress.packaged import recipe_file
+from compress.reading import yaml_text
+from compress.reading.overrides import set_value
 from compress.validation import explain, nearest
+
+_LAYERS = re.compile(r"(?P<first>-?[0-9]{1,4})(-(?P<last>[0-9]{1,4}))?")
 
 
 class _Section(BaseModel):
@@ -77,14 +84,14 @@ def _expand(parts: Sequence[object]) -> list[int]:
     """["0-2", 5] → [0, 1, 2, 5]"""
     out: list[int] = []
     for part in parts:
-        first, dash, last = str(part).strip().partition("-")
-        if dash and first.isdigit() and last.isdigit():
-            out += range(int(first), int(last) + 1)
-        else:
-            try:
-                out.append(int(str(part)))
-            except ValueError:
-                raise ValueError(f"layers: {part!r} is neither an index nor a range such as 0-3") from None
+        # Four digits: a range is written out, and no model has more layers.
+        found = _LAYERS.fullmatch(str(part).strip())
+        if found is None:
+            raise ValueError(f"layers: {str(part)[:100]!r} is neither an index nor a range such as 0-3")
+        first, last = found["first"], found["last"]
+        out += [int(first)] if last is None else range(int(first), int(last) + 1)
+        if len(out) > 10_000:
+            raise ValueError(f"layers: more than {10_000:,} indices; name each layer once")
     return out
 
 
@@ -206,8 +213,26 @@ class Recipe(_Section):
         default=False, description="leave dense what is slower factored, timed on this device: true for cpu, or cpu, cuda, mps"
     )
     evaluation: Evaluation = Evaluation()
-    output: Path
-    seed: int = 0
+    output: Path = Field(description="folder of the checkpoint; ~ is the home folder")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @field_validator("output")
+    @classmethod
+    def _home(cls, value: Path) -> Path:
+        try:
+            return value.expanduser()
+        except RuntimeError:  # ~somebody
+            raise ValueError(f"there is no home folder for {str(value)!r}; give a path") from None
+
+    @model_validator(mode="after")
+    def _own_text(self) -> Recipe:
+        # The packaged text is the packaged model's; whatever it says of another model means nothing.
+        if "calibration" not in self.model_fields_set and self.model.name not in (DEMO, str(FOLDER)):
+            raise ValueError(
+                f"calibration is left out, and the packaged text is for {DEMO} alone; give text like what the model will read: "
+                "calibration: {text: FILE.txt, sequences: 128, length: 256}"
+            )
+        return self
 
     def to_yaml(self) -> str:
         """The recipe as YAML, such that loading it again gives the same recipe."""
@@ -226,13 +251,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def read_yaml(path: str | Path) -> Any:
     """The plain data of a recipe file, unchecked. Raises FileNotFoundError, or ValueError where it is no YAML."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no recipe {str(path)!r}; `compress recipes ls` lists the packaged ones")
-    try:
-        return yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return yaml_text.read(recipe_file(path))
 
 
 def parse_recipe(data: object, overrides: Iterable[str] = (), origin: str = "recipe") -> Recipe:
@@ -245,29 +264,6 @@ def parse_recipe(data: object, overrides: Iterable[str] = (), origin: str = "rec
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise ValueError("\n".join(f"{origin}: {line}" for line in explain(error, Recipe))) from None
-
-
-def set_value(root: Any, override: str) -> None:
-    """Apply one `steps.0.rank.keep=0.6` to plain data in place; missing mappings on the way are created."""
-    path, equals, text = override.partition("=")
-    keys = path.split(".")
-    if not equals or not all(keys):
-        raise ValueError(f"--set {override!r}: write dotted.key=value, such as steps.0.rank.keep=0.6")
-    at: Any = root
-    for position, key in enumerate(keys):
-        place: Any = key
-        if isinstance(at, list):
-            if not key.lstrip("-").isdigit() or not -len(at) <= int(key) < len(at):
-                raise ValueError(f"--set {override!r}: {key!r} is no index of a list of {len(at)}")
-            place = int(key)
-        elif not isinstance(at, dict):
-            raise ValueError(f"--set {override!r}: {'.'.join(keys[:position])} is {at!r}, which has no keys")
-        if position == len(keys) - 1:
-            at[place] = yaml.safe_load(text)
-            return
-        if isinstance(at, dict) and not isinstance(at.get(place), (dict, list)):
-            at[place] = {}
-        at = at[place]
 
 
 def target_layers(targets: Targets, n_layers: int) -> list[int]:

@@ -1,17 +1,23 @@
-"""What is said about a mistake in a recipe: what was given, what is allowed, the nearest match."""
+"""What is said about a mistake: what was given, what is allowed, the nearest match; and the types that foreign values pass."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+
+# All that a checkpoint can say ends up in shapes and generated source: nothing but these types passes.
+Size = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*$", max_length=500)]  # of a module, dotted
 
 Options = TypeVar("Options", bound=BaseModel)
 
 
-def checked(model: type[Options], given: Mapping[str, Any]) -> Options:
+def checked(model: type[Options], given: Any) -> Options:
     """The options of a command. Raises ValueError with one line per mistake."""
     try:
         return model.model_validate(given)
@@ -30,7 +36,13 @@ def _message(item: Any, model: type[BaseModel]) -> str:
         return f"unknown key {key!r}; {nearest(str(key), _section(model, path).model_fields)}"
     message = item["msg"].removeprefix("Value error, ")
     given = item["input"]
-    return message if isinstance(given, (dict, list)) or item["type"] == "value_error" else f"{message}; given {given!r}"
+    return message if isinstance(given, (dict, list)) or item["type"] == "value_error" else f"{message}; given {_short(given)}"
+
+
+def _short(given: object) -> str:
+    """A value as people read it: one of a stranger may be megabytes."""
+    text = repr(given) if not isinstance(given, str) else repr(given[:200])
+    return text if len(text) <= 210 else f"{text[:200]}…"
 
 
 def _section(model: type[BaseModel], path: Sequence[object]) -> type[BaseModel]:

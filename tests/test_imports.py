@@ -22,6 +22,7 @@ FLOORS = [
     ["kinds", "regression"],
     ["symbolic", "source", "checkpoint", "numerics", "data", "registry", "plan"],
     ["nn", "novella", "architecture", "clock", "bars", "beginning", "packaged", "validation", "version"],
+    ["reading", "child", "markdown"],
     ["progress"],
 ]
 

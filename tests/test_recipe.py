@@ -12,7 +12,8 @@ from compress import methods
 from compress.checkpoint.shards import Shards
 from compress.fitting import run
 from compress.fitting.job import prepare
-from compress.recipe import Recipe, load_recipe, parse_recipe, set_value
+from compress.reading.overrides import set_value
+from compress.recipe import Recipe, load_recipe, parse_recipe
 
 METHODS = ", ".join(methods.names())
 TOP = "model, calibration, steps, propagate_error, refine, finetune, keep_dense_if_slower, evaluation, output, seed"
@@ -21,7 +22,8 @@ TOP = "model, calibration, steps, propagate_error, refine, finetune, keep_dense_
 def plain(**changes):
     """Recipe data for the packaged model; `step` changes the only step."""
     step = {"method": "feature_space", "rank": {"keep": 0.8}, **changes.pop("step", {})}
-    return {"model": "novella", "steps": [step], "output": "out", **changes}
+    text = {} if changes.get("model", "novella") == "novella" else {"calibration": {"text": "novella"}}
+    return {"model": "novella", "steps": [step], "output": "out", **text, **changes}
 
 
 def parsing(data):
@@ -232,7 +234,7 @@ def test_files_that_are_no_recipe(tmp_path):
         load_recipe("nowhere.yaml")
     assert str(missing.value) == "no recipe 'nowhere.yaml'; `compress recipes ls` lists the packaged ones"
     (tmp_path / "r.yaml").write_text("steps: [")
-    with pytest.raises(ValueError, match=r"r\.yaml: not valid YAML") as broken:
+    with pytest.raises(ValueError, match=r"r\.yaml line 2: not valid YAML") as broken:
         load_recipe(tmp_path / "r.yaml")
     assert "\n" not in str(broken.value)
 
@@ -256,7 +258,11 @@ low_rank_steps = st.fixed_dictionaries(
     },
 )
 recipes = st.fixed_dictionaries(
-    {"model": st.just("novella") | st.just({"name": "org/name", "revision": "v1"}), "output": st.just("runs/x")},
+    {
+        "model": st.just("novella") | st.just({"name": "org/name", "revision": "v1"}),
+        "calibration": st.just({"text": "a.txt", "length": 8}),
+        "output": st.just("runs/x"),
+    },
     optional={
         "steps": st.lists(low_rank_steps, min_size=1, max_size=3),
         "seed": st.integers(0, 9),

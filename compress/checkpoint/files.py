@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from compress.reading import json_text
+
 _UMASK = os.umask(0)  # can only be read by setting it
 os.umask(_UMASK)
 
@@ -54,8 +56,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The file's value, or None where it is missing or no JSON."""
+    """The file's value, or None where it is missing, no JSON, or beyond the limits of `compress.reading`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        return json_text.read(path)
+    except (FileNotFoundError, ValueError):
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from compress.checkpoint.files import hash_json
+from compress.reading import json_text, tensor_header
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -36,7 +36,7 @@ class Shards:
         self.folder = folder
         index = folder / "model.safetensors.index.json"
         if index.is_file():
-            self._file = {str(k): str(v) for k, v in json.loads(index.read_text())["weight_map"].items()}
+            self._file = _weight_map(index)
             missing = sorted({name for name in self._file.values() if not (folder / name).is_file()})
             if missing:
                 raise FileNotFoundError(
@@ -56,6 +56,10 @@ class Shards:
                 for name in handle.keys():  # noqa: SIM118 - not a mapping
                     piece = handle.get_slice(name)
                     self.shapes[name], self.dtypes[name] = tuple(piece.get_shape()), piece.get_dtype()
+        if absent := sorted(set(self._file) - set(self.shapes)):
+            raise ValueError(f"{folder}: no file holds {absent[0]!r}, which the index names; download the folder again")
+        if odd := next((name for name in self._file if self.dtypes[name] not in _BYTES), None):
+            raise ValueError(f"{folder}: {odd!r} is {self.dtypes[odd]}; allowed: {', '.join(_BYTES)}")
 
     @property
     def name(self) -> str:
@@ -96,8 +100,22 @@ class Shards:
         return hash_json([stats, sorted(self.shapes.items())])
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    """{tensor: file beside the index}. Raises ValueError for what is no index, and for names that lead out of the folder."""
+    found = json_text.read(index)
+    files = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise ValueError(f"{index} has no weight_map; download the folder again")
+    for file in files.values():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise ValueError(f"{index} names {str(file)[:200]!r}; allowed: .safetensors files beside it")
+    return files
+
+
 @contextlib.contextmanager
 def open_safetensors(path: Path) -> Iterator[Any]:
+    """The file, mapped. Raises ValueError where its header is none, is beyond the limits, or disagrees with the bytes."""
+    tensor_header.check(path)
     try:
         handle = safe_open(path, framework="pt")
     except SafetensorError as error:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from compress.packaged import recipe_file
+from compress.reading import yaml_text
+
+_NO_EDGE = 1000
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a name that `compress recipes ls` lists.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a recipe value: steps.0.rank.keep=0.6 (repeatable).")
 ]
@@ -22,11 +30,21 @@ def bar(as_json: bool) -> Literal["bar"] | None:
     return None if as_json else "bar"
 
 
+def readable(recipe: str) -> Path:
+    """The file of a recipe, where it is YAML: looked at before anything heavy is imported. Raises as reading it would."""
+    file = recipe_file(recipe)
+    yaml_text.read(file)
+    return file
+
+
 def show(value: Any) -> None:
-    """Print a rich renderable on stdout."""
+    """Print a rich renderable on stdout; in a file or a pipe as wide as it wants to be, since nobody sees an edge there."""
     from rich.console import Console
 
-    Console().print(value)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=_NO_EDGE)
+    console.print(value)
 
 
 def emit(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,14 +12,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compress.cli import measure, surrogates
-from compress.cli.console import AsJson, Overrides, bar, emit, quiet_transformers, show
+from compress.cli.console import AsJson, Overrides, RecipeFile, bar, emit, quiet_transformers, readable, show
+from compress.cli.mistakes import told
 from compress.packaged import packaged, recipes_folder
 
 if TYPE_CHECKING:
     from compress.recipe import Recipe
 
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 measured and not good enough (parity, a loss that is not finite, verify); 2 a mistake in what was "
+    "given; 3 the machine (disk, memory, permission); 70 a bug of ours; 130 interrupted."
+)
+
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Compress HuggingFace transformers after training."
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Compress HuggingFace transformers after training.",
+    epilog=EXIT_CODES,
 )
 recipes_app = typer.Typer(no_args_is_help=True, help="The packaged recipes.")
 app.add_typer(recipes_app, name="recipes")
@@ -30,7 +41,9 @@ _USAGE: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ 
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line per mistake on stderr and exit code 2, a warning is one line too."""
+    """Entry point: what goes wrong is one line per mistake on stderr, and one of `EXIT_CODES`; a warning is one line too."""
+    # Whatever process is started from here on (inductor's compilers among them) imports nothing from the working folder.
+    os.environ["PYTHONSAFEPATH"] = "1"
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         code = app(standalone_mode=False)  # the code of an Exit, 130 for an interruption, or what the command returns
@@ -39,15 +52,15 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Abort:
         sys.exit(130)
-    except (ValueError, FileNotFoundError, NotImplementedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:  # a measured breach: parity, a non-finite loss
-        print(f"failed: {error}", file=sys.stderr)
-        sys.exit(1)
     except _USAGE as error:
         error.show()
         sys.exit(error.exit_code)
+    except Exception as error:
+        if os.environ.get("COMPRESS_TRACEBACK"):
+            raise
+        code, text = told(error)
+        print(text, file=sys.stderr)
+        sys.exit(code)
 
 
 @app.callback(invoke_without_command=True)
@@ -61,7 +74,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command()
 def fit(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file; `compress recipes ls` lists the packaged ones.")],
+    recipe: RecipeFile,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan from config.json and headers alone.")] = False,
     fresh: Annotated[
@@ -70,20 +83,23 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit a recipe and write a checkpoint that from_pretrained loads; a list in a rank rule writes one per value."""
+    file = readable(recipe)
     from compress.api import fit as api
     from compress.searching import sweep as sweeps
 
+    points = sweeps.points_of_lists(file, overrides or [])
+    loaded = None if points else api.load_recipe(file, overrides or [])
     quiet_transformers()
-    points = sweeps.points_of_lists(packaged(recipe), overrides or [])
     if points and not dry_run:
         _fit_points(points, fresh, as_json)
         return
     if dry_run:
-        _preview([point.recipe for point in points] or [api.load_recipe(recipe, overrides or [])], as_json)
+        _preview([loaded] if loaded else [point.recipe for point in points], as_json)
         return
     from compress.cli import tables
 
-    checkpoint = api.fit(recipe, overrides=overrides or [], fresh=fresh, progress=bar(as_json))
+    assert loaded is not None
+    checkpoint = api.fit(loaded, fresh=fresh, progress=bar(as_json))
     if as_json:
         emit({"output": str(checkpoint.path), **checkpoint.report})
     else:
@@ -96,10 +112,12 @@ def _preview(recipes: Sequence[Recipe], as_json: bool) -> None:
     """The plan of each recipe, from config.json and headers alone."""
     from compress.cli import tables
     from compress.fitting.job import expected_peak_bytes, prepare, previews
+    from compress.fitting.look_ahead import look_ahead
 
     plans = []
     for recipe in recipes:
         job = prepare(recipe)
+        look_ahead(job)
         rows, peak = [preview for _, preview in previews(job)], expected_peak_bytes(job)
         plans.append({"output": str(recipe.output), **tables.preview_json(rows, peak)})
         if not as_json:
@@ -110,7 +128,7 @@ def _preview(recipes: Sequence[Recipe], as_json: bool) -> None:
 
 @app.command()
 def sweep(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file; `compress recipes ls` lists the packaged ones.")],
+    recipe: RecipeFile,
     settings: Annotated[list[str], typer.Option("--set", help="A key and its values: steps.0.rank.keep=0.8,0.6 (repeatable).")],
     fresh: Annotated[
         bool, typer.Option("--fresh/--resume", help="Forget an earlier run, or take its finished points over.")
@@ -118,15 +136,17 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Fit a recipe at every combination of values, from one statistics pass; writes sweep.json and a plot."""
-    quiet_transformers()
+    file = readable(recipe)
     from compress.searching import sweep as sweeps
 
-    _fit_points(sweeps.points_of_settings(packaged(recipe), settings), fresh, as_json)
+    points = sweeps.points_of_settings(file, settings)
+    quiet_transformers()
+    _fit_points(points, fresh, as_json)
 
 
 @app.command()
 def search(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file; `compress recipes ls` lists the packaged ones.")],
+    recipe: RecipeFile,
     overrides: Overrides = None,
     metric: Annotated[str, typer.Option(help="perplexity or tasks.")] = "perplexity",
     tolerance: Annotated[
@@ -143,6 +163,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Choose each linear's rank by measuring, last layer first; writes ranks.json for `rank: {table: …}`."""
+    readable(recipe)
     from compress.api import fit as api
     from compress.api import search as searches
 

@@ -29,6 +29,9 @@ def bench(
     repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 20,
     threads: Annotated[int, typer.Option(help="CPU threads; one is the most repeatable.")] = 1,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto.")] = "auto",
+    text: Annotated[
+        list[str] | None, typer.Option(help="Text file or data set id to judge by (repeatable); default: the recipe's.")
+    ] = None,
     baseline: Annotated[Path | None, typer.Option(help="The original model, where recipe.yaml does not name it.")] = None,
     out: Annotated[Path | None, typer.Option(help="results.json; default: bench/results.json in the first folder.")] = None,
     as_report: Annotated[bool, typer.Option("--report", help="Also write the plots and the HTML page.")] = False,
@@ -52,6 +55,7 @@ def bench(
         repeats=repeats,
         threads=threads,
         dtype=dtype,
+        texts={Path(name).stem: name for name in text or []} or None,
         baseline=baseline,
         out=target,
         progress=bar(as_json),

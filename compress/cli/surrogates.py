@@ -59,7 +59,7 @@ def pick(
 
 
 def layers(
-    recipe: Annotated[Path, typer.Argument(help="A recipe with one step that replaces MLPs or crystallizes attention.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe with one step that replaces MLPs or crystallizes attention.")],
     overrides: Overrides = None,
     budget: Annotated[
         float | None,

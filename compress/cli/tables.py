@@ -22,12 +22,14 @@ def preview_table(rows: Sequence[Preview], peak_bytes: int, output: str) -> Tabl
     )
     before, after = sum(r.before for r in rows), [r.after for r in rows]
     known = None if None in after else sum(a for a in after if a is not None)
-    table.add_column("module", footer=f"{len(rows)} modules", no_wrap=True, min_width=36)
-    table.add_column("shape", justify="right")
-    table.add_column("decision")
-    table.add_column("parameters", justify="right", footer=f"{before:,}")
-    table.add_column("after", justify="right", footer="depends" if known is None else f"{known:,}")
-    table.add_column("kept", justify="right", footer="" if known is None else f"{known / max(before, 1):.1%}")
+    # In a narrow terminal words break, numbers never: a number that is cut reads as another one.
+    number: dict[str, Any] = {"justify": "right", "no_wrap": True}
+    table.add_column("module", footer=f"{len(rows)} modules", overflow="fold", min_width=12)
+    table.add_column("shape", **number)
+    table.add_column("decision", overflow="fold", min_width=8)
+    table.add_column("parameters", footer=f"{before:,}", **number)
+    table.add_column("after", footer="depends" if known is None else f"{known:,}", **number)
+    table.add_column("kept", footer="" if known is None else f"{known / max(before, 1):.1%}", **number)
     for row in rows:
         kept = "" if row.after is None else f"{row.after / max(row.before, 1):.1%}"
         size = "?" if row.after is None else f"{row.after:,}"
@@ -41,22 +43,26 @@ def preview_json(rows: Sequence[Preview], peak_bytes: int) -> dict[str, Any]:
 
 
 def fit_table(report: Mapping[str, Any]) -> Table:
-    """Perplexity per variant and text, with what remains of the parameters."""
+    """Perplexity, a row per text and variant, with what remains of the parameters."""
     p = report["parameters"]
     caption = f"{p['compressed']:,} of {p['baseline']:,} parameters ({p['compressed'] / p['baseline']:.1%} of the whole model)"
     if p["targeted_baseline"]:
         caption += f"; {p['targeted_compressed'] / p['targeted_baseline']:.1%} of the targeted ones"
     table = Table(title="perplexity", caption=caption)
-    table.add_column("variant")
     evaluation = report.get("evaluation") or {}
-    texts = list(next(iter(evaluation.values()), {}))
-    for text in texts:
-        table.add_column(text, justify="right")
     base = evaluation.get("baseline", {})
-    for variant, values in evaluation.items():
-        cells = [f"{values[t]['perplexity']:.3f} ({values[t]['nll'] - base[t]['nll']:+.4f} nats)" for t in texts]
-        held = [f"; {values[t]['clamped']:.2%} of latents clamped" if "clamped" in values[t] else "" for t in texts]
-        table.add_row(variant, *(cell + note for cell, note in zip(cells, held, strict=True)))
+    held = any("clamped" in value for values in evaluation.values() for value in values.values())
+    # Rows, not columns: texts and controls are as many as one likes, and a terminal is not as wide.
+    for column in ("text", "variant", "perplexity", "nats more", *["latents clamped"] * held):
+        number = column not in ("text", "variant")
+        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
+    for text in base:
+        for row, (variant, values) in enumerate(evaluation.items()):
+            value = values[text]
+            cells = [f"{value['perplexity']:.3f}", f"{value['nll'] - base[text]['nll']:+.4f}"]
+            clamped = [f"{value['clamped']:.2%}" if "clamped" in value else ""] * held
+            table.add_row("" if row else escape(text), variant, *cells, *clamped)
+        table.add_section()
     return table
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from compress import kinds
 from compress.architecture import Architecture, architecture
+from compress.checkpoint.config import load_config
 from compress.kinds.contract import Place
 from compress.loading.modules import apply_plan
 from compress.plan import Plan, read_plan
@@ -91,9 +92,9 @@ def account(folder: Path, context: int = 256) -> Account:
 
 def skeleton(folder: Path, plan: Plan | None = None) -> Any:
     """The model of a folder on the meta device, with its own plan or the one given."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config: Any = AutoConfig.from_pretrained(folder)
+    config: Any = load_config(folder)
     # The plan is applied below, the folder's own or the one given, whatever the config names.
     if hasattr(config, "quantization_config"):
         del config.quantization_config

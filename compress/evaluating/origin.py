@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from compress import data
 from compress.checkpoint.locate import locate
+from compress.reading import yaml_text
 from compress.recipe import Evaluation, ModelReference, Recipe
+from compress.validation import checked
 
 
 @dataclass(frozen=True)
@@ -28,12 +26,15 @@ def record(checkpoint: Path) -> Record:
     file = checkpoint / "recipe.yaml"
     if not file.is_file():
         raise FileNotFoundError(f"no {file.name} in {checkpoint}")
-    recipe: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    model = ModelReference.model_validate(recipe["model"])
+    recipe = yaml_text.read(file)
+    if not isinstance(recipe, dict) or "model" not in recipe:
+        raise ValueError(f"{file} names no model; it is no recipe.yaml that `compress fit` wrote")
+    # Section by section: the methods of its steps may belong to a package that is not installed here.
+    model = checked(ModelReference, recipe["model"])
     # What recipe.yaml does not spell out was the recipe's default.
     default = Recipe.model_fields["calibration"].get_default(call_default_factory=True)
     return Record(
         locate(data.resolve_model(model.name), model.revision),
-        data.TextSource.model_validate(recipe["calibration"]) if "calibration" in recipe else default,
-        Evaluation.model_validate(recipe.get("evaluation") or {}),
+        checked(data.TextSource, recipe["calibration"]) if "calibration" in recipe else default,
+        checked(Evaluation, recipe.get("evaluation") or {}),
     )

@@ -7,7 +7,7 @@ does in `acc` and `acc_norm`.
 
 from __future__ import annotations
 
-import json
+import difflib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch.nn import functional
 from compress.beginning import tokenize
 from compress.evaluating.perplexity import Model, logits_of
 from compress.progress import Progress
+from compress.reading import json_text
 
 
 class Question(BaseModel):
@@ -49,12 +50,28 @@ def evaluate_tasks(
     from compress.loading.quantizer import from_pretrained
 
     named = [task for task in tasks if not task.endswith(".jsonl")]
-    if named:
-        _need_harness(named)  # before the model is read
-    questions = {task: read_questions(Path(task)) for task in tasks if task.endswith(".jsonl")}
+    questions = check_tasks(tasks)  # before the model is read
     model, tokenizer = from_pretrained(path, dtype=dtype).eval(), load_tokenizer(str(path))
     out = {task: score_questions(model, tokenizer, asked[:limit], progress=progress) for task, asked in questions.items()}
     return {**out, **(_harness(model, tokenizer, named, limit) if named else {})}
+
+
+def check_tasks(tasks: Sequence[str]) -> dict[str, list[Question]]:
+    """The questions of the files among the tasks.
+
+    Raises FileNotFoundError or ValueError for a file that holds none, a name nobody knows, and where the harness is missing.
+    """
+    if named := [task for task in tasks if not task.endswith(".jsonl")]:
+        _need_harness(named)
+        from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
+
+        known = [*TaskManager().all_tasks]
+        for task in named:
+            if task not in known and not Path(task).is_file():
+                near = difflib.get_close_matches(task, known, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ValueError(f"no task {task!r}; {hint}`lm-eval ls tasks` lists them; or give a .jsonl file of questions")
+    return {task: read_questions(Path(task)) for task in tasks if task.endswith(".jsonl")}
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -66,9 +83,9 @@ def read_questions(path: Path) -> list[Question]:
         if not line.strip():
             continue
         try:
-            question = Question.model_validate(json.loads(line))
-        except (ValidationError, json.JSONDecodeError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.msg
+            question = Question.model_validate(json_text.loads(line, ""))
+        except ValueError as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)[2:]
             raise ValueError(
                 f'{path} line {number}: {reason}; write {{"context": text, "choices": [text, …], "answer": index}}'
             ) from None

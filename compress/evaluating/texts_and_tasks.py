@@ -10,9 +10,10 @@ import torch
 from compress import data
 from compress.beginning import Bos, begins_with
 from compress.evaluating.clamping import measured
-from compress.evaluating.tasks import evaluate_tasks
+from compress.evaluating.tasks import check_tasks, evaluate_tasks
 from compress.loading.quantizer import from_pretrained
 from compress.progress import Progress
+from compress.validation import checked
 
 
 def evaluate(
@@ -30,14 +31,20 @@ def evaluate(
     Raises FileNotFoundError or ValueError for what is not there, RuntimeError where a loss is not finite.
     """
     name = data.resolve_model(model)
+    # All that may be missing is looked for before a weight is read.
+    check_tasks(tasks)
     tokenizer = data.load_tokenizer(name)
+    sizes = {"length": length, "sequences": sequences, "bos": bos}
+    sources = {text: checked(data.TextSource, {"text": text, **sizes}) for text in texts}
+    windows = {text: data.evaluation_tokens(source, tokenizer) for text, source in sources.items()}
     out: dict[str, Any] = {}
     if texts:
         loaded = from_pretrained(name, dtype=torch.float32).eval()
-        for text in texts:
-            source = data.TextSource(text=text, length=length, sequences=sequences, bos=bos)
-            out[text] = measured(loaded, data.evaluation_tokens(source, tokenizer), progress)
-            out[text]["begins_with"] = begins_with(tokenizer, bos)
+        for text, tokens in windows.items():
+            data.check_length(length, loaded.config, f"text {text!r}")
+            data.check_tokens(tokens, loaded.config, tokenizer, f"text {text!r}")
+        for text, tokens in windows.items():
+            out[text] = {**measured(loaded, tokens, progress), "begins_with": begins_with(tokenizer, bos)}
     if tasks:
         out["tasks"] = evaluate_tasks(name, tasks, limit)
     return out

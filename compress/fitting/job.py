@@ -103,12 +103,19 @@ def expected_peak_bytes(job: Job) -> int:
     # 8 bytes: the largest matrix in float64.
     largest = max((8 * torch.Size(s).numel() for s in model.shards.shapes.values() if len(s) == 2), default=0)
     total = sum(model.shards.bytes(n) for n in model.shards)
-    return 2 * max(per_layer) + statistics + hidden + 3 * largest // 2 + min(total, SHARD_BYTES)
+    streamed = 2 * max(per_layer) + statistics + hidden + 3 * largest // 2 + min(total, SHARD_BYTES)
+    # Evaluation holds a whole model in float32, fine-tuning two of them.
+    models = 2 if job.recipe.finetune is not None else 1 if job.recipe.evaluation.texts else 0
+    return max(streamed, models * sum(4 * torch.Size(s).numel() for s in model.shards.shapes.values()))
 
 
 def tokens_of(job: Job) -> Tensor:
-    """The recipe's calibration tokens, (sequences, length)."""
-    return data.calibration_tokens(job.recipe.calibration, job.original.tokenizer())
+    """The recipe's calibration tokens, (sequences, length). Raises ValueError for what the model has no place for."""
+    data.check_length(job.recipe.calibration.length, job.model.config, "calibration")
+    tokenizer = job.original.tokenizer()
+    return data.check_tokens(
+        data.calibration_tokens(job.recipe.calibration, tokenizer), job.model.config, tokenizer, "calibration"
+    )
 
 
 def source_hash_of(job: Job, tokens: Tensor | None = None) -> str:

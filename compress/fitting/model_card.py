@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from compress.markdown import plain
 from compress.recipe import Recipe
 
 
@@ -15,11 +17,11 @@ def model_card(recipe: Recipe, report: Mapping[str, Any]) -> str:
     lines = [
         "---",
         "library_name: transformers",
-        f"base_model: {recipe.model.name}",
+        f"base_model: {json.dumps(recipe.model.name)}",  # YAML of one line, whatever it holds
         "tags: [compress, low-rank, symbolic]",
         "---",
         "",
-        f"# {recipe.model.name}, compressed",
+        f"# {plain(recipe.model.name)}, compressed",
         "",
         f"{parameters['compressed']:,} of {parameters['baseline']:,} parameters remain ({kept:.1%} of the whole model).",
         "Made by `compress fit` from `recipe.yaml` in this folder; `report.json` has one row per module.",
@@ -34,9 +36,9 @@ def model_card(recipe: Recipe, report: Mapping[str, Any]) -> str:
         lines += ["", f"It was calibrated on windows that begin with `{' '.join(front)}`, as its tokenizer has it: keep that."]
     if report.get("evaluation"):
         texts = list(next(iter(report["evaluation"].values())))
-        lines += ["", "## Perplexity", "", f"| variant | {' | '.join(texts)} |", f"|---|{'---|' * len(texts)}"]
+        lines += ["", "## Perplexity", "", f"| variant | {' | '.join(map(plain, texts))} |", f"|---|{'---|' * len(texts)}"]
         for variant, values in report["evaluation"].items():
             cells = " | ".join(format(values[text]["perplexity"], ".3f") for text in texts)
-            lines.append(f"| {variant} | {cells} |")
+            lines.append(f"| {plain(variant)} | {cells} |")
     steps = "\n".join(f"- `{step.method}`: {step.options.reference}" for step in recipe.steps)
     return "\n".join([*lines, "", "## Methods", "", steps, ""])

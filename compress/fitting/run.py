@@ -22,7 +22,8 @@ from compress.fitting.calibrate import BATCH_TOKENS
 from compress.fitting.channel_order import with_free_orders
 from compress.fitting.decide import decided, first_pass_of, replace_on_disk, replacements_of
 from compress.fitting.finetune import finetune
-from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
+from compress.fitting.job import Job, prepare, source_hash_of
+from compress.fitting.look_ahead import look_ahead
 from compress.fitting.second_pass import SecondPass
 from compress.fitting.twin import Part
 from compress.fitting.units import evenly
@@ -47,9 +48,9 @@ def fit(
     `fresh`; `original` is the model to compress where it is not the folder that the recipe names.
     """
     job = prepare(recipe, work, original)
+    tokens = look_ahead(job).calibration  # nothing is removed for a recipe that cannot run
     if fresh:
         shutil.rmtree(job.work, ignore_errors=True)
-    tokens = tokens_of(job)
     source_hash = source_hash_of(job, tokens)
     first_pass_of(job, source_hash).run(job.units, tokens, progress)
     replacements: dict[str, Sequence[Replacement]] = {

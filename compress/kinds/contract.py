@@ -10,21 +10,30 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from compress.plan import ModuleSpec
 from compress.source.family import Family
 from compress.source.pieces import AttentionSource, LinearSource, MLPSource, Scalar, Switch
+from compress.validation import Finite, Name, Positive, Size
 
-# All that a checkpoint can say ends up in shapes and generated source: nothing but these types passes.
-Size = Annotated[int, Field(ge=0, lt=2**31)]
-Positive = Annotated[int, Field(ge=1, lt=2**31)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*$", max_length=500)]  # of a module, dotted
+__all__ = [
+    "Finite",
+    "Kind",
+    "Moves",
+    "Name",
+    "Place",
+    "Positive",
+    "Size",
+    "Work",
+    "asked",
+    "defaults",
+    "state_dtypes",
+]
 
 Moves = dict[str, tuple[int, Tensor]]  # tensor of a module → (dimension, indices) that rearrange it
 

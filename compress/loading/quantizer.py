@@ -19,10 +19,10 @@ class CompressQuantizer(SwapQuantizer):
 
     def plan(self) -> Plan:
         """Checked. Raises ValueError where config.json holds something else."""
-        from compress.plan import Plan
+        from compress.plan import checked_plan
 
         config = self.quantization_config
-        return Plan.model_validate({"format_version": config.format_version, "modules": config.modules})
+        return checked_plan({"format_version": config.format_version, "modules": config.modules}, "quantization_config")
 
     def validate_environment(self, *_: Any, **__: Any) -> None:
         """Raises ValueError for a plan that is none."""
@@ -76,7 +76,24 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> Any:
     from compress.data import resolve_model
 
     register()
-    return AutoModelForCausalLM.from_pretrained(resolve_model(str(path)), **kwargs)
+    name = resolve_model(str(path))
+    if Path(name).is_dir():
+        check_folder(Path(name))
+    return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+
+
+def check_folder(folder: Path) -> None:
+    """What transformers reads without limits of its own: config.json with its plan, and the headers of the weights.
+
+    Raises FileNotFoundError or ValueError, one line per mistake.
+    """
+    from compress.checkpoint.config import read_config
+    from compress.checkpoint.shards import Shards
+    from compress.plan import read_plan
+
+    read_config(folder)
+    read_plan(folder)
+    Shards(folder)
 
 
 # Whoever imports this file, the hook first of all, wants the quantizer known.

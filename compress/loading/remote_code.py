@@ -6,7 +6,6 @@ installed its own quantizer is there already, and of the file only a subclass of
 
 from __future__ import annotations
 
-import json
 import pprint
 from collections.abc import Mapping
 from functools import partial
@@ -17,7 +16,8 @@ from typing import Any
 from compress import kinds
 from compress.checkpoint.files import write_json, write_text
 from compress.loading.swapping import SwapQuantizer, with_older_names
-from compress.plan import Plan
+from compress.plan import Plan, checked_plan
+from compress.reading import json_text
 from compress.source.inline import import_block, inline, refuse_twice
 from compress.version import __version__
 
@@ -132,11 +132,11 @@ def write_remote_code(folder: Path) -> None:
     """
     if not (path := folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json; give a checkpoint folder written by `compress fit`")
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config: dict[str, Any] = json_text.read(path)
     quantization: dict[str, Any] = config.get("quantization_config") or {}
     if quantization.get("quant_method") != "compress":
         raise ValueError(f"{path} has no quantization_config of compress; a plain model needs no remote code")
-    plan = Plan.model_validate({key: quantization[key] for key in ("format_version", "modules") if key in quantization})
+    plan = checked_plan({key: quantization[key] for key in ("format_version", "modules") if key in quantization}, str(path))
     # The code goes first: a config that names a missing file would stop every load.
     write_text(folder / FILE, remote_code(plan, str(config["model_type"])))
     config["auto_map"] = auto_map(folder, config.get("auto_map"))

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.child import command as child_command
 from compress.clock import device_mib, resident_mib
 from compress.measuring.runtimes import Runtime, open_runner
 
@@ -48,8 +49,8 @@ def cold(job: ColdStart, starts: int = 1) -> dict[str, Any]:
 
 
 def _spawn(job: ColdStart) -> dict[str, Any]:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads)}
-    command = [sys.executable, "-m", "compress.measuring.cold_start", json.dumps(asdict(job)), repr(time.time())]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONSAFEPATH": "1"}
+    command = child_command("compress.measuring.cold_start", json.dumps(asdict(job)), repr(time.time()))
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]

@@ -28,6 +28,7 @@ from compress.measuring.machine import commit, machine, versions
 from compress.measuring.runtimes import Runtime, check_runtimes
 from compress.measuring.session import Blocks
 from compress.measuring.variants import Kind, Variant, check_kinds, collect, control_layers
+from compress.novella import FOLDER
 from compress.plan import read_plan
 from compress.progress import Progress, silent
 
@@ -150,10 +151,18 @@ def describe(variant: Variant, context: int) -> dict[str, Any]:
 
 
 def _texts_of(competitors: Sequence[Variant]) -> dict[str, data.TextSource]:
-    """The evaluation texts of the first checkpoint that names some; else the packaged one."""
+    """The evaluation texts of the first checkpoint that names some, or the packaged one where the packaged model is measured.
+
+    Raises ValueError for other models: the packaged text says nothing of them.
+    """
     for variant in competitors:
         if variant.kind == "compressed" and (variant.folder / "recipe.yaml").is_file():
             evaluation = record(variant.folder).evaluation
             if evaluation.texts:
                 return {name: evaluation.source(name) for name in evaluation.texts}
+    if not any(variant.folder.resolve() == FOLDER.resolve() for variant in competitors):
+        raise ValueError(
+            f"no recipe here names evaluation texts, and the packaged one is for {data.DEMO} alone; give --text FILE, "
+            "or evaluation.texts in the recipe"
+        )
     return {data.DEMO: data.TextSource.model_validate({"text": data.DEMO})}

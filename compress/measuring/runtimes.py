@@ -7,7 +7,6 @@ it, so that the cold start of an ONNX model is its own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from compress.reading import json_text
 
 Runtime = Literal["eager", "compile", "onnx", "ort-int8"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
@@ -83,7 +84,7 @@ def resolve_dtype(folder: Path, runtime: Runtime, device: str, dtype: str) -> st
         return "float32"
     if dtype != "auto":
         return dtype
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json_text.read(folder / "config.json")
     stored = config.get("dtype") or config.get("torch_dtype") or "float32"
     return "float32" if device == "cpu" else str(stored)
 
@@ -216,7 +217,7 @@ def _serves(candidate: Path, folder: Path, dtype: str, int8: bool) -> bool:
     report, config = candidate / "export.json", folder / "config.json"
     if not report.is_file() or report.stat().st_mtime < config.stat().st_mtime:
         return False
-    same = json.loads(report.read_text(encoding="utf-8")).get("dtype") == dtype
+    same = json_text.read(report).get("dtype") == dtype
     return same and (not int8 or (candidate / _INT8_FILE).is_file())
 
 

@@ -70,8 +70,11 @@ def crystallized(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (B, H, T, C), key and value (B, G, S, C) → (B, T, H, C). No dropout."""
     rank: int = module.crystallized_rank
-    if attention_mask is not None and attention_mask.ndim != 4:
+    # What flex attention hands over is a mask of its own kind, with no dimensions.
+    if attention_mask is not None and getattr(attention_mask, "ndim", None) != 4:
         raise ValueError("crystallized attention needs a mask of four dimensions: load with attn_implementation='sdpa'")
+    if more.get("output_attentions"):
+        raise ValueError("crystallized attention has no weights to give: leave output_attentions out")
     out = crystallize(query, key, value, attention_mask, rank, scaling, more.get("softcap"))
     return out.transpose(1, 2).contiguous(), None
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jinja2 import UndefinedError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
 from rich.table import Table as RichTable
 
 from compress.checkpoint.files import write_text
+from compress.markdown import inert, plain
+from compress.reading import json_text
 from compress.reporting.canvas import THEMES, Theme
 from compress.reporting.columns import Entry, text_names
 from compress.reporting.page import Picture, page
@@ -23,6 +26,7 @@ from compress.reporting.sentences import compared, measured_how, summary, title
 from compress.reporting.tables import Table, tables
 
 FORMAT = 1  # of results.json
+_MOST = {"models": 200, "rows": 10_000, "skipped": 10_000}  # a picture each, a line each
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -30,13 +34,26 @@ def read_results(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}; `compress bench DIR` writes results.json")
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error.msg}); run compress bench again") from None
+        results = json_text.read(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; run compress bench again") from None
     found = results.get("format") if isinstance(results, dict) else None
     if found != FORMAT:
         raise ValueError(f"{path} has format {found!r}; this compress reads {FORMAT}: run compress bench again")
+    for part, most in _MOST.items():
+        if not isinstance(results.get(part), list) or len(results[part]) > most:
+            raise ValueError(f"{path}: {part} is no list of at most {most}; run compress bench again")
     return results
+
+
+@contextmanager
+def reading_results(name: str) -> Iterator[None]:
+    """What is missing in a results.json, or of another type, comes out as a ValueError that calls it `name`."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ArithmeticError, StopIteration, UndefinedError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:100]}"
+        raise ValueError(f"{name} is no results.json that compress bench wrote ({reason}); run it again") from None
 
 
 def report(results: Mapping[str, Any] | Path, folder: Path) -> dict[str, Path]:
@@ -45,10 +62,12 @@ def report(results: Mapping[str, Any] | Path, folder: Path) -> dict[str, Path]:
     Returns {"markdown", "page", and each plot's name: its path}. Raises what `read_results` raises for a path.
     """
     loaded = read_results(results) if isinstance(results, Path) else results
-    drawn = draw(loaded, folder / "plots")
-    pictures = [Picture(plot.section, plot.caption, plot.light.read_bytes(), plot.dark.read_bytes()) for plot in drawn]
-    write_text(folder / "report.md", markdown(loaded, [(plot.caption, plot.light.relative_to(folder)) for plot in drawn]))
-    write_text(folder / "report.html", page(loaded, pictures))
+    with reading_results(str(results) if isinstance(results, Path) else "what was given"):
+        markdown(loaded)  # whatever is wrong comes up here, before anything is written
+        drawn = draw(loaded, folder / "plots")
+        pictures = [Picture(plot.section, plot.caption, plot.light.read_bytes(), plot.dark.read_bytes()) for plot in drawn]
+        write_text(folder / "report.md", markdown(loaded, [(plot.caption, plot.light.relative_to(folder)) for plot in drawn]))
+        write_text(folder / "report.html", page(loaded, pictures))
     return {
         "markdown": folder / "report.md",
         "page": folder / "report.html",
@@ -109,18 +128,32 @@ def _errors(rows: Sequence[Entry], path: Path, theme: Theme) -> Path:
 
 def markdown(results: Entry, pictures: Sequence[tuple[str, Path]] = ()) -> str:
     """The benchmark as Markdown; `pictures` are (caption, path relative to the file), and are linked."""
-    lines = [f"# {title(results)}", "", *(f"- {line}" for line in summary(results)), "", "## What was compared", ""]
-    lines += [f"- **{what}**: {meaning}" for what, meaning in compared(results)]
+    lines = [
+        f"# {plain(title(results))}",
+        "",
+        *(f"- {plain(line)}" for line in summary(results)),
+        "",
+        "## What was compared",
+        "",
+    ]
+    lines += [f"- **{plain(what)}**: {plain(meaning)}" for what, meaning in compared(results)]
     for table in tables(results):
         lines += ["", f"## {table.title}", "", *_markdown_table(table), ""]
-        lines += [f"- *{column.header}*: {column.explanation}" for column in table.columns]
+        lines += [f"- *{plain(column.header)}*: {plain(column.explanation)}" for column in table.columns]
     lines.append("")
-    lines += [line for caption, path in pictures for line in (f"![{caption}]({path.as_posix()})", "", f"*{caption}*", "")]
+    for caption, path in pictures:
+        lines += [f"![{plain(caption)}]({path.as_posix()})", "", f"*{plain(caption)}*", ""]
     for generation in results["generation"].values():
         lines += ["## The same prompt, continued", "", _quoted(generation["prompt"]), ""]
-        lines += [f"**{label}**\n\n{_quoted(text)}\n" for label, text in generation["continuations"].items()]
+        lines += [f"**{plain(label)}**\n\n{_quoted(text)}\n" for label, text in generation["continuations"].items()]
     return "\n".join(
-        [*lines, "## How it was measured", "", *(f"- **{what}**: {how}" for what, how in measured_how(results)), ""]
+        [
+            *lines,
+            "## How it was measured",
+            "",
+            *(f"- **{plain(what)}**: {plain(how)}" for what, how in measured_how(results)),
+            "",
+        ]
     )
 
 
@@ -177,12 +210,11 @@ def column_widths(texts: Sequence[Sequence[str]], room: int) -> list[int]:
 
 def _markdown_table(table: Table) -> list[str]:
     def row(texts: Iterable[str]) -> str:
-        # A bar inside a cell would begin the next one.
-        return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |"
+        return f"| {' | '.join(map(plain, texts))} |"
 
     rule = row("---" if column.is_name or column.is_group else "---:" for column in table.columns)
     return [row(column.header for column in table.columns), rule, *map(row, table.texts())]
 
 
 def _quoted(text: str) -> str:
-    return "\n".join(f"> {line}" for line in text.splitlines() or [""])
+    return "\n".join(f"> {inert(line)}" for line in text.splitlines() or [""])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from compress.checkpoint.files import read_json, write_json
@@ -26,11 +26,16 @@ from compress.fitting import run
 from compress.fitting.calibrate import FirstPass
 from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
 from compress.progress import Progress, silent
-from compress.recipe import Recipe, parse_recipe, read_yaml, set_value
+from compress.reading import yaml_text
+from compress.reading.overrides import set_value
+from compress.recipe import Recipe, parse_recipe, read_yaml
 from compress.reporting import plots
 
 # The keys of a rank rule whose values are single numbers, so that a list can only mean one checkpoint for each.
 RANK_LISTS = ("rank", "keep", "budget", "explained_variance")
+
+
+MOST_POINTS = 1000  # of one sweep
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,8 @@ def parse_setting(setting: str) -> tuple[str, list[Any]]:
     key, equals, text = setting.partition("=")
     try:
         # YAML splits at commas and types the values in one go, and leaves those inside brackets together.
-        values = yaml.safe_load(f"[{text}]") if equals and key else None
-    except yaml.YAMLError:
+        values = yaml_text.loads(f"[{text}]", setting) if equals and key else None
+    except ValueError:
         values = None
     if not values:
         raise ValueError(f"--set {setting!r}: write dotted.key=a,b,c, such as steps.0.rank.keep=0.8,0.6,0.4")
@@ -125,6 +130,8 @@ def points_of(plain: Any, axes: Mapping[str, Sequence[Any]], origin: str = "reci
 
     Raises ValueError, naming `origin`, for a combination that is no recipe, and for two that would share a folder.
     """
+    if (count := math.prod(len(values) for values in axes.values())) > MOST_POINTS:
+        raise ValueError(f"{count:,} points, a checkpoint each; at most {MOST_POINTS:,}: give fewer values")
     points = []
     # What holds for every point distinguishes none; a lone point still needs a name.
     varied = [key for key, values in axes.items() if len(values) > 1] or list(axes)

@@ -5,12 +5,15 @@ Each family is a few values of the same description, so that one set of template
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+from pydantic import ValidationError
+from pydantic.dataclasses import dataclass
 
 from compress.architecture import Architecture, architecture
 from compress.source.pieces import refuse
-from compress.source.rotary import Rope, rope_of
+from compress.source.rotary import TYPED, Rope, rope_of
+from compress.validation import Finite, Positive, Size
 
 QUERIES, KEYS = "HEADS * HEAD_DIM", "KV_HEADS * HEAD_DIM"  # in the names of the file's constants
 
@@ -40,21 +43,22 @@ _SANDWICH = (
 )
 
 
-@dataclass(frozen=True)
+# Checked as they are made: each of these values becomes text of a program.
+@dataclass(frozen=True, config=TYPED)
 class Family:
     """Sizes, switches and names of parts in the checkpoint; names of block parts are relative to a decoder layer."""
 
     row: Architecture
     config: Any
-    vocabulary: int
-    positions: int
-    d_model: int
-    d_ff: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    layers: int
-    eps: float
+    vocabulary: Positive
+    positions: Positive
+    d_model: Positive
+    d_ff: Positive
+    heads: Positive
+    kv_heads: Positive
+    head_dim: Positive
+    layers: Positive
+    eps: Finite
     activation: str  # with {} for the argument
     norm: str  # class: RMSNorm or nn.LayerNorm
     norm_adds_one: bool  # gemma stores weight − 1
@@ -64,17 +68,17 @@ class Family:
     qk_norm: str  # none | head | all
     rope: Rope | None
     rope_layers: tuple[bool, ...]
-    windows: tuple[int | None, ...]
-    scales: tuple[float | None, ...]  # of the attention scores, None for 1/√head_dim
-    score_cap: float | None
-    logit_cap: float | None
-    embed_scale: float | None
-    residual_scale: float | None
-    logit_divisor: float | None
-    position_offset: int  # rows of the learned positions that no token reads
+    windows: tuple[Positive | None, ...]
+    scales: tuple[Finite | None, ...]  # of the attention scores, None for 1/√head_dim
+    score_cap: Finite | None
+    logit_cap: Finite | None
+    embed_scale: Finite | None
+    residual_scale: Finite | None
+    logit_divisor: Finite | None
+    position_offset: Size  # rows of the learned positions that no token reads
     affine_norms: bool
     final_norm: bool
-    embedding: int  # width of the embeddings; OPT-350m has it narrower than the layers
+    embedding: Positive  # width of the embeddings; OPT-350m has it narrower than the layers
     tied: bool
 
     @property
@@ -121,7 +125,21 @@ def role_shape(family: Family, role: str) -> tuple[str, str]:
 
 
 def describe(config: Any) -> Family:
-    """The description of a transformers config. Raises NotImplementedError naming what is supported, where something is not."""
+    """The description of a transformers config.
+
+    Raises NotImplementedError naming what is supported, where something is not; ValueError for values that describe no model.
+    """
+    try:
+        return _described(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, given = ".".join(map(str, first["loc"])), str(first["input"])[:100]
+        raise ValueError(f"config.json describes no model: {where}: {first['msg']}; given {given!r}") from None
+    except (TypeError, AttributeError, KeyError, ArithmeticError) as error:  # arithmetic with whatever it holds
+        raise ValueError(f"config.json describes no model: {type(error).__name__}: {str(error)[:200]}") from None
+
+
+def _described(config: Any) -> Family:
     kind = config.model_type
     row = architecture(kind)
     heads, d_model = config.num_attention_heads, config.hidden_size

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compress.architecture import FIXED_ROTARY
 from compress.source.pieces import refuse
+from compress.validation import Finite, Positive, Size
+
+TYPED = ConfigDict(strict=True, arbitrary_types_allowed=True)  # what becomes text of a program is checked as it is made
 
 _ROPE_NUMBERS = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=TYPED)
 class Rope:
     """Rotary positions: `dims` of each head are turned by `theta`'s frequencies, or by stored ones where `note` says which.
 
     Where types of layers differ, `frequencies` has a row for each, and `rows` says which row a layer reads.
     """
 
-    theta: float
-    dims: int
+    theta: Finite
+    dims: Positive
     note: str = ""
     frequencies: Tensor | None = None
-    scale: float = 1.0  # of cosine and sine (yarn)
-    rows: tuple[int, ...] = ()  # by layer; empty where all layers read the same
+    scale: Finite = 1.0  # of cosine and sine (yarn)
+    rows: tuple[Size, ...] = ()  # by layer; empty where all layers read the same
 
 
 def rope_of(config: Any, head_dim: int) -> Rope:

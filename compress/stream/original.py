@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compress import data
+from compress.checkpoint.config import load_config
 from compress.checkpoint.files import read_json
 from compress.checkpoint.in_memory import InMemory
 from compress.checkpoint.shards import Shards
@@ -46,10 +47,8 @@ class OnDisk:
     """A folder in HuggingFace format. Raises FileNotFoundError where it has no safetensors."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoConfig
-
         self.folder = folder
-        self.config = AutoConfig.from_pretrained(folder)
+        self.config = load_config(folder)
         self.weights = Shards(folder)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

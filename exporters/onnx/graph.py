@@ -5,7 +5,6 @@ checkpoint ──from_pretrained──► torch model ──trace──► graph
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
@@ -19,6 +18,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from compress.checkpoint.config import load_config
 from compress.checkpoint.files import write_json
 from compress.checkpoint.locate import locate
 from compress.checkpoint.writer import copy_tokenizer
@@ -26,13 +26,14 @@ from compress.data import resolve_model
 from compress.loading.quantizer import from_pretrained
 from compress.plan import read_plan
 from compress.progress import Progress, silent
+from compress.reading import json_text
 from exporters.onnx import parity, passes
 from exporters.onnx.genai import genai_config
 from exporters.onnx.pivots import fold_small_pivots
 from exporters.onnx.quantize import AGREEMENT, QUANTIZATIONS, Quantization, disagreement, quantize_graph, quantized_file
 from exporters.onnx.runtime import CPU, MODEL_FILE, available_providers
 from exporters.onnx.surrogates import attach, surrogates_as_functions
-from exporters.onnx.trace import cache_shapes, check_opset, prepare, takes_positions, trace
+from exporters.onnx.trace import cache_shapes, check_opset, prepare, refuse_growing_positions, takes_positions, trace
 
 DType = Literal["float32", "float16", "bfloat16"]
 
@@ -78,6 +79,7 @@ def export_onnx(
     """
     _check(dtype, opset, quantize, agreement)
     source = locate(resolve_model(str(checkpoint)))
+    refuse_growing_positions(load_config(source))
     clock = _Clock(progress)
     out.mkdir(parents=True, exist_ok=True)
     with _staged(out) as stage:
@@ -183,14 +185,14 @@ def _save(graph: ir.Model, path: Path) -> None:
 
 def _write_configs(source: Path, out: Path) -> None:
     """config.json of the plain architecture (a client's own transformers knows no plan), generation config and tokenizer."""
-    config = json.loads((source / "config.json").read_text())
+    config = json_text.read(source / "config.json")
     for key in ("quantization_config", "auto_map"):
         config.pop(key, None)
     write_json(out / "config.json", config)
     copy_tokenizer(source, out)
     tokenizer = out / "tokenizer_config.json"
     if tokenizer.is_file():
-        declared = json.loads(tokenizer.read_text())
+        declared = json_text.read(tokenizer)
         if declared.get("tokenizer_class") == "TokenizersBackend":  # the name of transformers 5 for the same thing
             write_json(tokenizer, declared | {"tokenizer_class": "PreTrainedTokenizerFast"})
 

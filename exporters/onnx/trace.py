@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from compress import kinds
+from compress.architecture import FIXED_ROTARY
 from compress.plan import Plan
 
 OPSETS = (18, 20, 21, 22, 23, 24, 25)  # 17 and 19 come out as another opset, 26 as an invalid graph
@@ -108,6 +109,14 @@ def cache_shapes(model: Any) -> list[CacheShape]:
 def cache_names(prefix: str, n_layers: int) -> list[str]:
     """`past_key_values.0.key`, `past_key_values.0.value`, … or the same for `present`."""
     return [f"{prefix}.{layer}.{part}" for layer in range(n_layers) for part in ("key", "value")]
+
+
+def refuse_growing_positions(config: Any) -> None:
+    """Raises NotImplementedError for rotary frequencies that change with the length: a graph holds those of its example."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {part.get("rope_type", "default") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    if growing := sorted(kinds - set(FIXED_ROTARY)):
+        raise NotImplementedError(f"ONNX has no rotary positions of type {growing[0]!r}; supported: {', '.join(FIXED_ROTARY)}")
 
 
 def takes_positions(model: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,11 @@ from torch import Tensor, nn
 
 from compress import kinds
 from compress.architecture import Architecture
+from compress.checkpoint.config import load_config
 from compress.checkpoint.shards import Shards
 from compress.kinds.contract import Kind, state_dtypes
 from compress.plan import ModuleSpec, Plan, read_plan
+from compress.reading import json_text
 from compress.source.family import Family, describe, refuse
 from compress.source.pieces import AttentionSource, MLPSource, Source, Switch
 from exporters.torch.linears import Linear, original_linear, place, replaced_linear
@@ -69,9 +70,7 @@ class Parts:
 
 def read(checkpoint: Path) -> Parts:
     """Raises FileNotFoundError and ValueError for a damaged folder, NotImplementedError for what the file cannot hold."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(checkpoint)
+    config = load_config(checkpoint)
     family, plan, shards = describe(config), read_plan(checkpoint), Shards(checkpoint)
     row = family.row
     stored = _full_names(shards, row)
@@ -114,9 +113,13 @@ def _full_names(names: Iterable[str], row: Architecture) -> dict[str, str]:
 def _end(checkpoint: Path, config: Any) -> list[int]:
     """Tokens that end a text: those of generation_config.json, else the config's."""
     path = checkpoint / "generation_config.json"
-    value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    generation = json_text.read(path) if path.is_file() else {}
+    value = generation.get("eos_token_id") if isinstance(generation, dict) else None
     value = config.eos_token_id if value is None else value
-    return [] if value is None else [int(v) for v in (value if isinstance(value, list) else [value])]
+    tokens = [] if value is None else value if isinstance(value, list) else [value]
+    if odd := [token for token in tokens if type(token) is not int or not -1 <= token < 2**31]:
+        raise ValueError(f"{checkpoint}: eos_token_id {str(odd[0])[:100]!r} given; allowed: token ids")
+    return tokens
 
 
 def _attentions(parts: Parts, left: dict[str, ModuleSpec]) -> None:
@@ -153,7 +156,8 @@ def _layers(parts: Parts, left: dict[str, ModuleSpec], shapes: Mapping[str, tupl
         if whole:
             _mlp(parts, left.pop(outer), layer)
             for name in inner:
-                left.pop(name)
+                if left.pop(name, None) is None:
+                    raise ValueError(f"the plan replaces {outer!r} and not {name!r}, a part of it; the files are damaged")
         without = parts.attentions[layer][1].without if layer in parts.attentions else ()
         for role in row.roles:
             name, natural = row.module(layer, role), family.shape(role)

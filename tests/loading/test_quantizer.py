@@ -112,9 +112,16 @@ HOSTILE = {
         lambda p: first(p, "symbolic_mlp")["options"].update(expressions=[["__import__", ["var", 0]], ["var", 1]]),
         "__import__",
     ),
-    "a deep tree": (lambda p: first(p, "symbolic_mlp")["options"].update(expressions=[deep(300), ["var", 1]]), "depth"),
+    "a deep tree": (
+        lambda p: first(p, "symbolic_mlp")["options"].update(expressions=[deep(300), ["var", 1]]),
+        "nested deeper than 130",
+    ),
+    "a tree too deep to print": (
+        lambda p: first(p, "symbolic_mlp")["options"].update(expressions=[deep(110), ["var", 1]]),
+        "nested deeper than 100",
+    ),
     "a huge tree": (
-        lambda p: first(p, "symbolic_mlp")["options"].update(expressions=[["add", *[["var", 0]] * 200_000], ["var", 1]]),
+        lambda p: first(p, "symbolic_mlp")["options"].update(expressions=[["add", *[["var", 0]] * 20_000], ["var", 1]]),
         "nodes",
     ),
     "a rank that is text": (

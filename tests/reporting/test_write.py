@@ -175,7 +175,7 @@ def test_the_console_fits_eighty_columns_and_breaks_no_number(prefix):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not JSON"), (json.dumps({"format": 2}), "has format 2; this compress reads 1"), ("[]", "has format None")],
+    [("{", "not JSON"), (json.dumps({"format": 2}), "has format 2; this compress reads 1"), ("[]", "has format None")],
 )
 def test_results_of_another_kind_are_refused(tmp_path, content, message):
     (tmp_path / "results.json").write_text(content)

@@ -29,7 +29,9 @@ def source(tmp_path_factory):
 
 
 def recipe(source, output, *steps):
-    return tiny_recipe(source, output, *(steps or [STEP]), evaluation={"texts": {"own": str(source / "text.txt")}})
+    return tiny_recipe(
+        source, output, *(steps or [STEP]), evaluation={"texts": {"own": str(source / "text.txt")}, "length": 24}
+    )
 
 
 def options(**more):

@@ -27,7 +27,7 @@ def source(tmp_path_factory):
 
 
 def recipe(source, output, step=STEP):
-    return tiny_recipe(source, output, step, evaluation={"texts": {"own": str(source / "text.txt")}})
+    return tiny_recipe(source, output, step, evaluation={"texts": {"own": str(source / "text.txt")}, "length": 24})
 
 
 def options(**more):

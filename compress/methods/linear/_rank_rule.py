@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from compress.numerics.rank import Form, break_even, rank_at, rank_explaining
+from compress.reading import json_text
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -88,9 +88,11 @@ class RankRule(BaseModel):
             assert self.table is not None
             if not self.table.is_file():
                 raise FileNotFoundError(f"no rank table {str(self.table)!r}; `compress search` writes one")
-            ranks = json.loads(self.table.read_text())
+            ranks = json_text.read(self.table)
             # `compress search` writes the ranks beside its measurements; a plain table is read as well.
-            ranks = ranks.get("ranks", ranks)
+            ranks = ranks.get("ranks", ranks) if isinstance(ranks, dict) else None
+            if not isinstance(ranks, dict) or not all(r is None or (type(r) is int and r > 0) for r in ranks.values()):
+                raise ValueError(f"{self.table} is no rank table; it maps module names to ranks of 1 or more, or null")
         if module not in ranks:
             where = self.table or "ranks"
             raise ValueError(

@@ -11,6 +11,8 @@ import csv
 import importlib
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.child import command as child_command
 from compress.regression.engines import Proposal, Search
 from compress.regression.front import Candidate, Front
 from compress.symbolic.equation import read_equation
@@ -56,12 +59,28 @@ _WAY_OUT = "pip install 'compress[pysr]' brings it (Julia is downloaded once), o
 
 def missing() -> str | None:
     """Why the engine cannot run here, or None. Does not import pysr, which would look for Julia and download it."""
-    return f"the pysr engine needs the package pysr: {_WAY_OUT}" if importlib.util.find_spec("pysr") is None else None
+    if importlib.util.find_spec("pysr") is None:
+        return f"the pysr engine needs the package pysr: {_WAY_OUT}"
+    if julia() is None:
+        download = f"`{sys.executable} -c 'import pysr'` downloads it once"
+        return f"the pysr engine finds no Julia: {download}, or use engine: {{name: operon}}"
+    return None
+
+
+def julia() -> Path | None:
+    """The Julia that pysr would start, where juliapkg looks for it: its own download, the search path, juliaup's default."""
+    own = (
+        Path(sys.prefix) / "julia_env" / "pyjuliapkg" / "install" / "bin" / "julia",
+        Path.home() / ".juliaup" / "bin" / "julia",
+    )
+    named = (os.environ.get("PYTHON_JULIAPKG_EXE"), os.environ.get("PYTHON_JULIACALL_EXE"), shutil.which("julia"))
+    found = [*(Path(name) for name in named if name), *own]
+    return next((path for path in found if path.is_file()), None)
 
 
 def command(folder: Path) -> list[str]:
     """The worker's command line."""
-    return [sys.executable, "-m", __name__, str(folder)]
+    return child_command(__name__, str(folder))
 
 
 def prepare(z: np.ndarray, options: EngineOptions) -> Search:
