@@ -39,11 +39,15 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Abort:
         sys.exit(130)
-    except (ValueError, FileNotFoundError, NotImplementedError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, NotImplementedError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:  # a measured breach: parity, a non-finite loss
         print(f"failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:  # the disk is full, or may not be written to
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"failed: {error.strerror or error}{where}; finished work is kept: mend that, and run it again", file=sys.stderr)
         sys.exit(1)
     except _USAGE as error:
         error.show()
@@ -95,10 +99,12 @@ def _preview(recipes: Sequence[Recipe], as_json: bool) -> None:
     """The plan of each recipe, from config.json and headers alone."""
     from compress.cli import tables
     from compress.fitting.job import expected_peak_bytes, prepare, previews
+    from compress.fitting.write import check_output
 
     plans = []
     for recipe in recipes:
         job = prepare(recipe)
+        check_output(job)
         rows, peak = [preview for _, preview in previews(job)], expected_peak_bytes(job)
         plans.append({"output": str(recipe.output), **tables.preview_json(rows, peak)})
         if not as_json:
@@ -238,11 +244,13 @@ def recipes_ls() -> None:
 @recipes_app.command("cp")
 def recipes_cp(name: str, target: Annotated[Path, typer.Argument(help="File or folder to copy to.")] = Path()) -> None:
     """Copy a packaged recipe, to edit it."""
+    from compress.checkpoint.files import write_text
+
     source = packaged(Path(name))
     if not source.is_file():
         raise FileNotFoundError(f"no recipe {name!r}; `compress recipes ls` lists the packaged ones")
     destination = target / source.name if target.is_dir() else target
     if destination.exists():
         raise ValueError(f"{destination} exists already; give another target")
-    destination.write_text(source.read_text())
+    write_text(destination, source.read_text())
     print(destination)

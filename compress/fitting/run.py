@@ -1,12 +1,11 @@
 """recipe → checkpoint. Read top to bottom: check, stream and fit unit by unit, decide and assemble, evaluate.
 
-Every unit is one file in the output's folder of unfinished work, written atomically: kill the process at any moment, run again,
-and it continues and ends with the same bytes.
+Every unit is one file in the folder of unfinished work, written atomically: kill the process at any moment, run again, and it
+continues and ends with the same bytes. The checkpoint is built beside the output and takes its place in one step.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,19 @@ from torch import Tensor
 
 from compress import data
 from compress.checkpoint.files import hash_json, read_json, write_json
+from compress.checkpoint.lock import locked
+from compress.checkpoint.swap import recover, replacing
+from compress.checkpoint.work import open_work
 from compress.fitting.assemble import load_variant, storage_dtype
 from compress.fitting.calibrate import BATCH_TOKENS
 from compress.fitting.channel_order import with_free_orders
 from compress.fitting.decide import decided, first_pass_of, replace_on_disk, replacements_of
 from compress.fitting.finetune import finetune
 from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
+from compress.fitting.picks import Choice, with_picks
 from compress.fitting.second_pass import SecondPass
 from compress.fitting.twin import Part
-from compress.fitting.write import assemble, finish
+from compress.fitting.write import EDITABLE, PART, assemble, check_output, finish
 from compress.methods.base import Replacement
 from compress.progress import Progress, silent
 from compress.recipe import Recipe
@@ -37,15 +40,32 @@ def fit(
     progress: Progress = silent,
     work: Path | None = None,
     original: Original | None = None,
+    picks: Sequence[Choice] = (),
 ) -> Path:
     """Run a recipe and return the checkpoint folder. Finished units of an earlier, interrupted run are taken over unless
-    `fresh`; `original` is the model to compress where it is not the folder that the recipe names.
+    `fresh`, and so is what was picked by hand, to which `picks` adds; `original` is the model to compress where it is not the
+    folder that the recipe names.
+
+    Raises FileExistsError where a file that compress did not write is in the way, RuntimeError where another run is on it.
     """
     job = prepare(recipe, work, original)
-    if fresh:
-        shutil.rmtree(job.work, ignore_errors=True)
-    tokens = tokens_of(job)
-    source_hash = source_hash_of(job, tokens)
+    with locked(recipe.output):
+        recover(recipe.output)
+        check_output(job)
+        open_work(recipe.output, job.work, fresh)
+        tokens = tokens_of(job)
+        source_hash = source_hash_of(job, tokens)
+        job, picked = with_picks(job, source_hash, picks, fresh)
+        replacements = _fitted(job, tokens, source_hash, progress)
+        with replacing(recipe.output, PART, keep=EDITABLE) as folder:
+            report = assemble(job, replacements["compressed"], source_hash, data.token_hash(tokens), folder, progress)
+            evaluation = evaluate(job, replacements, progress)
+            finish(job, replacements["compressed"], {**report, "evaluation": evaluation}, picked, folder)
+    return recipe.output
+
+
+def _fitted(job: Job, tokens: Tensor, source_hash: str, progress: Progress) -> dict[str, list[Replacement]]:
+    """What replaces what, by variant ("compressed" and the controls)."""
     first_pass_of(job, source_hash).run(job.units, tokens, progress)
     replacements = {
         # Only what will be written is mended; the controls stay as they were fitted.
@@ -54,16 +74,13 @@ def fit(
         else replace_on_disk(job, units, source_hash)
         for name, units in job.variants.items()
     }
-    if recipe.finetune is not None:
-        tick = progress("finetune", recipe.finetune.steps)
+    if (finetuning := job.recipe.finetune) is not None:
+        tick = progress("finetune", finetuning.steps)
         replacements["compressed"] = finetune(
-            job.model, replacements["compressed"], tokens, recipe.finetune, recipe.seed, job.work / "finetuned", tick
+            job.model, replacements["compressed"], tokens, finetuning, job.recipe.seed, job.work / "finetuned", tick
         )
     replacements["compressed"] = with_free_orders(job.model, replacements["compressed"])
-    report = assemble(job, replacements["compressed"], source_hash, data.token_hash(tokens), progress)
-    evaluation = evaluate(job, replacements, progress)
-    finish(job, replacements["compressed"], {**report, "evaluation": evaluation})
-    return recipe.output
+    return replacements
 
 
 def second_pass(job: Job, tokens: Tensor, source_hash: str, progress: Progress) -> list[Replacement]:

@@ -129,7 +129,7 @@ def write_remote_code(folder: Path) -> None:
     ours = {"AutoModelForCausalLM": f"{Path(FILE).stem}.{CLASS}", "AutoModel": f"{Path(FILE).stem}.{BASE_CLASS}"}
     # Entries of other files, a tokenizer's say, stay.
     config["auto_map"] = dict(config.get("auto_map") or {}) | ours
-    write_json(path, config)
+    write_json(path, config, sort_keys=True)
 
 
 def remote_code(plan: Plan, model_type: str) -> str:
