@@ -79,5 +79,5 @@ def read_json(path: Path) -> Any:
     """The file's value, or None where it is missing or no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None

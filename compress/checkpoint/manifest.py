@@ -84,7 +84,8 @@ class Manifest:
     def claim(self, *names: str) -> None:
         """Say that these files are ours, before they are written. Raises FileExistsError where one is in the way."""
         self.check(names)
-        if new := [name for name in names if self.own.get(name) != CLAIMED]:
+        new = [name for name in names if self.own.get(name) != CLAIMED]
+        if new or not (self.folder / FILE).is_file():
             self.own.update(dict.fromkeys(new, CLAIMED))
             disk.make(self.folder)
             self.write()

@@ -169,12 +169,11 @@ def _journal(folder: Path, stage: Path) -> None:
         manifest.write()
     if (stage / CONFIG).is_file():  # not moved yet: what is there is the old one
         disk.remove(folder / CONFIG)
-    moved = sorted((name for name in new.known if (stage / name).exists()), key=lambda name: (name == CONFIG, name))
-    for name in moved:
-        disk.make((folder / name).parent)
-        disk.move(stage / name, folder / name)
     for name in sorted(set(manifest.known) - set(new.known)):
         disk.remove_tree(folder / name)
+    for name in sorted((name for name in new.known if (stage / name).exists()), key=lambda name: (name == CONFIG, name)):
+        disk.make((folder / name).parent)
+        disk.move(stage / name, folder / name)
     for path in sorted(stage.iterdir()):
         if path.name != FILE:
             disk.remove_tree(path)
