@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -57,8 +58,9 @@ def export_pt2(folder: Path) -> Path:
     from exporters.torch.parity import load_standalone
 
     module, model = load_standalone(folder)
-    with Manifest(folder, PART).files("model.pt2") as (path,), atomic(path) as temporary:
-        # torch.export wants to see the ending.
-        module.export_pt2(model, traced := temporary.with_name(f"{temporary.name}.pt2"))
-        traced.replace(temporary)
+    with Manifest(folder, PART).files("model.pt2") as (path,), TemporaryDirectory() as elsewhere:
+        # torch.export wants to see the ending, which a file that is being written does not have.
+        module.export_pt2(model, traced := Path(elsewhere) / path.name)
+        with atomic(path) as temporary:
+            shutil.copyfile(traced, temporary)
     return path
