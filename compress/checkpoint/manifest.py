@@ -89,7 +89,12 @@ class Manifest:
             self.own.update(dict.fromkeys(new, CLAIMED))
             disk.make(self.folder)
             self.write()
-        sweep_parts(self.folder, names)
+        self.sweep(names)
+
+    def sweep(self, names: Iterable[str]) -> None:
+        """Remove what dead processes left of these files and of the manifest, half written."""
+        for path in (self.folder / name for name in (FILE, *names)):
+            sweep_parts(path.parent, [path.name])
 
     def settle(self, *names: str) -> None:
         """Take down the digests of files that are written; what was not written after all is not ours."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from compress.checkpoint import disk
 from compress.checkpoint.beside import beside
-from compress.checkpoint.files import hash_file, sweep_parts
+from compress.checkpoint.files import hash_file
 from compress.checkpoint.manifest import CLAIMED, FILE, Manifest
 
 CONFIG = "config.json"  # without it a folder is no checkpoint: the journal takes it away first and brings it back last
@@ -55,7 +55,7 @@ def recover(folder: Path) -> None:
     """Finish, or undo, what a process that was killed left half done in or beside a folder; the caller holds `locked`."""
     folder = folder.expanduser().resolve()
     stage, manifest = _stage(folder), Manifest(folder, "")
-    sweep_parts(folder, [FILE, *manifest.known])
+    manifest.sweep(manifest.known)
     if not os.path.lexists(stage):
         return
     left = Manifest(stage, "")

@@ -39,7 +39,6 @@ def open_work(output: Path, work: Path, fresh: bool = False) -> None:
     manifest.claim(*NAMES)
     for name in NAMES:
         sweep_parts(work / name)
-    sweep_parts(work, NAMES)
 
 
 def _is_work(folder: Path) -> bool:

@@ -12,8 +12,8 @@ from reliability.commands import COMMANDS
 from reliability.trial import Trial
 
 LONG = os.environ.get("COMPRESS_LONG") == "1"
-POINTS = 3  # per command
-SLOW = ("export onnx", "bench", "layers", "sweep")  # in the long form only: seconds a run
+POINTS = 2  # per command
+SLOW = ("export onnx", "export torch", "bench", "report", "layers", "sweep")  # in the long form only: a second a run or more
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 
