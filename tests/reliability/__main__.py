@@ -41,7 +41,7 @@ def tried(name: str, points: int | None, by_clock: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run the commands that are named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Kill every command at every operation on the disk, and at random times.")
     parser.add_argument("names", nargs="*", default=list(COMMANDS), choices=list(COMMANDS), metavar="COMMAND")
     parser.add_argument("--points", type=int, help="so many operations per command, drawn at random; default: all")
     parser.add_argument("--random", type=int, default=25, help="kills by the clock, per command")
