@@ -36,7 +36,7 @@ class Checkpoint:
     >>> recipe = {"model": "novella", "steps": [{"method": "weight_svd", "layers": [0], "rank": {"keep": 0.5}}]}
     >>> recipe["calibration"] = {"text": "novella", "sequences": 1, "length": 32}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = compress.fit({**recipe, "output": folder}).path
+    ...     path = compress.fit({**recipe, "output": f"{folder}/out"}).path
     ...     checkpoint = compress.Checkpoint(path)
     ...     len(checkpoint.plan.modules), checkpoint.recipe.steps[0].method
     ...     repr(checkpoint).partition(", ")[2]

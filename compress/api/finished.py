@@ -20,9 +20,16 @@ def checkpoint_folder(path: AnyPath) -> Path:
 
     Raises FileNotFoundError where it has no config.json, saying so if a fit was interrupted there.
     """
+    from compress.checkpoint.lock import locked
+    from compress.checkpoint.swap import interrupted, recover
+    from compress.checkpoint.work import work_of
+
     folder = Path(path)
+    if folder.is_dir() and interrupted(folder):
+        with locked(folder):
+            recover(folder)
     if not (folder / "config.json").is_file():
-        hint = " (an unfinished fit: run it again to continue)" if (folder / "work").is_dir() else ""
+        hint = " (an unfinished fit: run it again to continue)" if work_of(folder).is_dir() else ""
         raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no config.json{hint}")
     return folder
 
@@ -58,7 +65,8 @@ def export(
     Returns {"torch": report, "onnx": report} of what was written.
 
     Raises FileNotFoundError for a folder that is none, ValueError for options that cannot be, NotImplementedError for an
-    architecture that the format does not hold, RuntimeError where the export does not say what the checkpoint says.
+    architecture that the format does not hold, RuntimeError where the export does not say what the checkpoint says,
+    FileExistsError where a file that compress did not write is in the way.
 
     >>> import tempfile, compress
     >>> from compress.novella import FOLDER
@@ -72,11 +80,12 @@ def export(
     if pt2 and not torch:
         raise ValueError("pt2 is traced from the standalone torch code; give torch=True too")
     from compress.bars import shown
+    from compress.checkpoint.lock import locked
 
     folder = checkpoint_folder(checkpoint)
     target = Path(out) if out is not None else folder
     reports: dict[str, Any] = {}
-    with shown(progress) as tell:
+    with shown(progress) as tell, locked(target):
         if torch:
             from exporters.torch.source import export_pt2, export_torch
 
@@ -225,7 +234,7 @@ def verify(checkpoint: AnyPath, *, tolerance: float = 1e-4, progress: Shown = No
     >>> recipe = {"model": "novella", "steps": [{"method": "weight_svd", "layers": [0], "rank": {"keep": 0.5}}]}
     >>> recipe["calibration"] = {"text": "novella", "sequences": 1, "length": 32}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     findings = compress.verify(compress.fit({**recipe, "output": folder}))
+    ...     findings = compress.verify(compress.fit({**recipe, "output": f"{folder}/out"}))
     >>> {finding.verdict for finding in findings}
     {'same'}
     """

@@ -84,20 +84,20 @@ def fit(
             recipe's `model:` may be left out then, and is a label where it is given.
         tokenizer: of `model`; by default the one it was loaded with.
         overrides: `dotted.key=value` with YAML values, as `--set` takes them.
-        fresh: forget finished units of an earlier run instead of taking them over.
+        fresh: forget finished units of an earlier run, and what was picked by hand, instead of taking them over.
         progress: None, "bar", or a function (see `compress.progress.Progress`).
 
     Returns the checkpoint, in the folder that the recipe's `output:` names.
 
-    Raises FileNotFoundError or ValueError, one line per mistake, before a weight is read where that can be; RuntimeError where
-    a loss is not finite.
+    Raises FileNotFoundError or ValueError, one line per mistake, and FileExistsError where a file that compress did not write
+    is in the way, before a weight is read where that can be; RuntimeError where a loss is not finite, or another run is on it.
 
     >>> import tempfile, compress
     >>> recipe = {"calibration": {"text": "novella", "sequences": 8, "length": 64}}
     >>> recipe["steps"] = [{"method": "feature_space", "layers": [0], "targets": {"roles": ["q"]}, "rank": {"keep": 0.5}}]
     >>> model = compress.from_pretrained("novella")
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     checkpoint = compress.fit({**recipe, "output": folder}, model=model)
+    ...     checkpoint = compress.fit({**recipe, "output": f"{folder}/out"}, model=model)
     ...     [spec.module for spec in checkpoint.plan.modules]
     ['model.layers.0.self_attn.q_proj']
     """

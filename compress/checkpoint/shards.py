@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from compress.checkpoint.files import hash_json
+from compress.checkpoint.files import hash_file, hash_json
 from compress.reading import json_text, tensor_header
 
 DTYPE_NAMES = {
@@ -92,12 +95,8 @@ class Shards:
         return torch.Size(self.shapes[name]).numel() * _BYTES[self.dtypes[name]]
 
     def fingerprint(self) -> str:
-        """Hash over names, shapes, sizes and times of the files: cheap, and changed by any rewriting of the model."""
-        stats = [
-            (f, (self.folder / f).stat().st_size, (self.folder / f).stat().st_mtime_ns)
-            for f in sorted(set(self._file.values()))
-        ]
-        return hash_json([stats, sorted(self.shapes.items())])
+        """Hash over the content of the files, whatever their names, places and times: changed by any change of the model."""
+        return hash_json(sorted(hash_file(self.folder / file) for file in set(self._file.values())))
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -124,3 +123,13 @@ def open_safetensors(path: Path) -> Iterator[Any]:
         ) from None
     with handle as opened:
         yield opened
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file. Raises OSError, as any other write does, where the disk does not take it."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
+    except SafetensorError as error:
+        if (found := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None

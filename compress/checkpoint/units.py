@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from compress.checkpoint.files import atomic
-from compress.checkpoint.shards import open_safetensors
+from compress.checkpoint.shards import open_safetensors, save_tensors
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,16 @@ class Artefact:
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        # As it will be read back: whoever goes on with it now writes what a resumed run would write.
+        object.__setattr__(self, "metadata", json.loads(json.dumps(self.metadata, sort_keys=True)))
+
 
 def write_unit(path: Path, artefact: Artefact, fingerprint: str) -> None:
     """One finished unit of work; the file's presence with this fingerprint means done."""
     metadata = {"fingerprint": fingerprint, "artefact": json.dumps(artefact.metadata, sort_keys=True)}
     with atomic(path) as temporary:
-        save_file({k: v.contiguous() for k, v in sorted(artefact.tensors.items())}, temporary, metadata=metadata)
+        save_tensors(temporary, dict(sorted(artefact.tensors.items())), metadata)
 
 
 def read_unit(path: Path, fingerprint: str, only: Container[str] | None = None) -> Artefact | None:
@@ -52,7 +55,7 @@ class Spilled(Mapping[str, Tensor]):
     def __init__(self, file: Path, tensors: Mapping[str, Tensor]) -> None:
         self._file, self._names = file, sorted(tensors)
         with atomic(file) as temporary:
-            save_file({name: tensors[name].contiguous() for name in self._names}, temporary)
+            save_tensors(temporary, {name: tensors[name] for name in self._names})
 
     def __getitem__(self, name: str) -> Tensor:
         with open_safetensors(self._file) as handle:

@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
+from compress.checkpoint import disk
 from compress.checkpoint.files import atomic, hash_file, write_json
 from compress.checkpoint.locate import TOKENIZER_FILES
+from compress.checkpoint.shards import save_tensors
 
 SHARD_BYTES = 256 * 1024**2  # small enough that writing never dominates the memory of a fit
 
@@ -18,9 +19,9 @@ SHARD_BYTES = 256 * 1024**2  # small enough that writing never dominates the mem
 def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], total_bytes: int) -> dict[str, str]:
     """Write named tensors as they come, in shards of at most `SHARD_BYTES`, with an index where there is more than one.
 
-    `total_bytes` says how many shards there will be. Returns {file name: sha256}. Files of an earlier, longer run are removed.
+    `folder` has no shards yet; `total_bytes` says how many there will be. Returns {file name: sha256}.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    disk.make(folder)
     if total_bytes <= SHARD_BYTES:
         written = [_write_shard(folder / "model.safetensors", dict(tensors))]
         weight_map: dict[str, str] = {}
@@ -32,16 +33,11 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], total_byte
         written = []
         for number, (temporary, names) in enumerate(parts, 1):
             file = folder / f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-            (folder / temporary).replace(file)
+            disk.move(folder / temporary, file)
             weight_map |= dict.fromkeys(names, file.name)
             written.append(file)
-    for stale in set(folder.glob("model*.safetensors")) - set(written):
-        stale.unlink()
-    index = folder / "model.safetensors.index.json"
     if weight_map:
-        write_json(index, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
-    else:
-        index.unlink(missing_ok=True)
+        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
     return {file.name: hash_file(file) for file in sorted(written)}
 
 
@@ -60,13 +56,12 @@ def _parts(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]
 
 def _write_shard(path: Path, tensors: Mapping[str, Tensor]) -> Path:
     with atomic(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"format": "pt"})
+        save_tensors(temporary, tensors, {"format": "pt"})
     return path
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """The tokenizer's and generation's files, as they are."""
-    target.mkdir(parents=True, exist_ok=True)
     for pattern in (*TOKENIZER_FILES, "generation_config.json"):
         for file in sorted(source.glob(pattern)):
             with atomic(target / file.name) as temporary:

@@ -113,11 +113,13 @@ def _preview(recipes: Sequence[Recipe], as_json: bool) -> None:
     from compress.cli import tables
     from compress.fitting.job import expected_peak_bytes, prepare, previews
     from compress.fitting.look_ahead import look_ahead
+    from compress.fitting.write import check_output
 
     plans = []
     for recipe in recipes:
         job = prepare(recipe)
         look_ahead(job)
+        check_output(job)
         rows, peak = [preview for _, preview in previews(job)], expected_peak_bytes(job)
         plans.append({"output": str(recipe.output), **tables.preview_json(rows, peak)})
         if not as_json:
@@ -263,11 +265,13 @@ def recipes_ls() -> None:
 @recipes_app.command("cp")
 def recipes_cp(name: str, target: Annotated[Path, typer.Argument(help="File or folder to copy to.")] = Path()) -> None:
     """Copy a packaged recipe, to edit it."""
+    from compress.checkpoint.files import write_text
+
     source = packaged(Path(name))
     if not source.is_file():
         raise FileNotFoundError(f"no recipe {name!r}; `compress recipes ls` lists the packaged ones")
     destination = target / source.name if target.is_dir() else target
     if destination.exists():
         raise ValueError(f"{destination} exists already; give another target")
-    destination.write_text(source.read_text())
+    write_text(destination, source.read_text())
     print(destination)

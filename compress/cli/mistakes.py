@@ -19,7 +19,7 @@ def told(error: Exception) -> tuple[int, str]:
     (2, 'error: length: 0 given')
     """
     text = printable("\n".join(_lines(error)))
-    if isinstance(error, (ValueError, FileNotFoundError, NotImplementedError)):
+    if isinstance(error, (ValueError, FileNotFoundError, FileExistsError, NotImplementedError)):
         return 2, f"error: {text}"
     if isinstance(error, (OSError, MemoryError)):
         return 3, f"error: {text or 'out of memory'}; nothing that was finished is lost: run the same command again"

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from compress import methods
+from compress.checkpoint.work import work_of
 from compress.fitting import run
 from compress.fitting.decide import artefact_of, decided
 from compress.fitting.job import prepare, source_hash_of
+from compress.fitting.picks import Choice
 from compress.progress import Progress, silent
-from compress.recipe import Recipe, Step, load_recipe
+from compress.recipe import Recipe, load_recipe
 from compress.regression.front import Candidate, Front, choose
 from compress.stream.original import Original
 from compress.symbolic.expression import to_latex, to_text
@@ -45,7 +47,7 @@ def expressions(folder: Path, layer: int | None = None, original: Original | Non
 
     `original` is the compressed model where it is not the one that the recipe names.
     """
-    job = prepare(_recipe(folder), original=original)
+    job = prepare(_recipe(folder), work_of(folder), original)
     source_hash = source_hash_of(job)
     units = job.variants["compressed"]
     found = []
@@ -66,27 +68,21 @@ def pick(
 ) -> Path:
     """Put the most accurate expression of at most `complexity` at one output, and write the checkpoint again.
 
-    Nothing is fitted again: the choice goes into the folder's recipe, and its unit files are taken over. Raises ValueError
-    where the layer, the output or the complexity is not there.
+    Nothing is fitted again: the choice goes into the folder's recipe and picks.json, and its unit files are taken over. A later
+    fit keeps it, unless fresh. Raises ValueError where the layer, the output or the complexity is not there.
     """
     found = _of_layer(expressions(folder, original=original), layer)
     if not 0 <= output < len(found.fronts):
         raise ValueError(f"layer {layer} has outputs 0 to {len(found.fronts) - 1}; output {output} given")
     choose(found.fronts[output], complexity)
-    recipe = _recipe(folder)
-    units = prepare(recipe, original=original).variants["compressed"]
-    target = next(unit.step for unit in units if unit.group.layer == layer and unit.method.has_expressions)
-    # Through the YAML form, so that only what was set is written back.
-    changed = Step.model_validate({**target.to_yaml(), **target.options.picked(layer, output, complexity)})
-    steps = [changed if step is target else step for step in recipe.steps]
-    return run.fit(recipe.model_copy(update={"steps": steps}), progress=progress, original=original)
+    return run.fit(_recipe(folder), progress=progress, original=original, picks=[Choice(layer, output, complexity)])
 
 
 def _recipe(folder: Path) -> Recipe:
     if not (folder / "recipe.yaml").is_file():
         raise FileNotFoundError(f"{folder} has no recipe.yaml; give a folder that `compress fit` wrote")
-    if not (folder / "work").is_dir():
-        raise FileNotFoundError(f"{folder} has no unit files under work/; the fronts are kept there: run fit again")
+    if not (work := work_of(folder)).is_dir():
+        raise FileNotFoundError(f"{folder} has no unit files in {work}; the fronts are kept there: run fit again")
     return load_recipe(folder / "recipe.yaml").model_copy(update={"output": folder})
 
 

@@ -50,7 +50,8 @@ class Acceptance:
         self.job, self.outcomes = job, list[Outcome]()
         self.tokens, self.held_out = _windows(job, calibrated_on)
         recipe = job.recipe.model_dump(mode="json", exclude={"evaluation", "output"})
-        self._key = hash_json([FORMAT, source_hash, data.token_hash(self.tokens), recipe])
+        methods = [unit.method.model_dump(mode="json") for unit in job.variants["compressed"]]  # with what was picked by hand
+        self._key = hash_json([FORMAT, source_hash, data.token_hash(self.tokens), recipe, methods])
         levers = [evenly(job.variants["compressed"]), job.recipe.propagate_error, job.recipe.refine, job.recipe.finetune]
         self._tick = progress("held-out loss", 2 + sum(map(bool, levers)))  # the original and the closed form, too
         self.dense = self._nll("dense", [])

@@ -7,7 +7,6 @@ forward-and-backward.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from compress.checkpoint.disk import remove_tree
 from compress.checkpoint.files import read_json, write_json
 from compress.checkpoint.units import Artefact, read_unit, write_unit
 from compress.fitting.units import Unit, layers_of
@@ -73,7 +73,7 @@ class SearchLog(Log):
 
     def clear(self) -> None:
         """Forget all of it: the unit is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_tree(self.folder)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress import data
 from compress.checkpoint.files import hash_json
 from compress.checkpoint.units import Artefact, read_unit, write_unit
 from compress.fitting.assemble import load_variant
@@ -23,7 +24,7 @@ from compress.methods.base import Replacement
 from compress.recipe import Finetuning
 from compress.stream.model import StreamedModel
 
-FORMAT = 3  # raise when the content of the state files changes meaning
+FORMAT = 4  # raise when the content of the state files changes meaning
 EVALUATIONS = 20  # how often the held-out windows are measured and the state is saved
 PATIENCE = 2  # measurements in a row without a new best: then back to the best, with half the learning rate
 WARM_UP = 0.1  # share of the steps over which the learning rate rises
@@ -68,7 +69,14 @@ def finetune(
     optimiser = torch.optim.Adam(parameters, lr=options.lr)
     fingerprint = hash_json(
         # The sums stand for the values that the run starts from.
-        [FORMAT, options.model_dump(), seed, sorted(trained), [float(p.detach().sum()) for p in parameters]]
+        [
+            FORMAT,
+            data.token_hash(tokens),
+            options.model_dump(),
+            seed,
+            sorted(trained),
+            [float(p.detach().sum()) for p in parameters],
+        ]
     )
     file = folder / f"{fingerprint[:12]}.safetensors"
     run = _resumed(file, fingerprint, parameters, optimiser)

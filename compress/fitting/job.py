@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compress import data
+from compress.checkpoint.beside import beside
 from compress.checkpoint.files import hash_json
 from compress.checkpoint.locate import keep_apart, locate
 from compress.checkpoint.writer import SHARD_BYTES
@@ -46,7 +47,7 @@ class Job:
 def prepare(recipe: Recipe, work: Path | None = None, original: Original | None = None) -> Job:
     """Check a recipe against config.json and the safetensors headers; reads no weight. Raises ValueError or FileNotFoundError.
 
-    `work` is where unit files go, by default `<output>/work`; several recipes may share one. `original` is the model to
+    `work` is where unit files go, by default `<output>.work`; several recipes may share one. `original` is the model to
     compress where it is not the folder that the recipe names.
     """
     if original is None:
@@ -59,7 +60,7 @@ def prepare(recipe: Recipe, work: Path | None = None, original: Original | None 
     for control in recipe.evaluation.controls:
         steps = control_steps(recipe.steps, control)
         variants[control] = units_of(recipe.model_copy(update={"steps": steps}), architecture, layers)
-    job = Job(recipe, model, variants, work or recipe.output / "work", original)
+    job = Job(recipe, model, variants, work or beside(recipe.output, "", ".work"), original)
     # A basis over several layers would need inputs of layers that the second pass has not reached.
     if job.second_pass and any(len(layers_of(unit.group.modules, architecture)) > 1 for unit in variants["compressed"]):
         raise ValueError("propagate_error and refine work layer by layer; set layers_together: 1, or leave them out")

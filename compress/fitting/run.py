@@ -1,12 +1,11 @@
 """recipe → checkpoint. Read top to bottom: check, stream and fit unit by unit, decide and assemble, evaluate.
 
-Every unit is one file in the output's folder of unfinished work, written atomically: kill the process at any moment, run again,
-and it continues and ends with the same bytes.
+Every unit is one file in the folder of unfinished work, written atomically: kill the process at any moment, run again, and it
+continues and ends with the same bytes. The checkpoint is built beside the output and takes its place in one step.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,9 @@ from torch import Tensor
 
 from compress import data
 from compress.checkpoint.files import hash_json, read_json, write_json
+from compress.checkpoint.lock import locked
+from compress.checkpoint.swap import recover, replacing
+from compress.checkpoint.work import open_work
 from compress.fitting.acceptance import Acceptance
 from compress.fitting.assemble import load_variant, storage_dtype
 from compress.fitting.calibrate import BATCH_TOKENS
@@ -24,10 +26,11 @@ from compress.fitting.decide import decided, first_pass_of, replace_on_disk, rep
 from compress.fitting.finetune import finetune
 from compress.fitting.job import Job, prepare, source_hash_of
 from compress.fitting.look_ahead import look_ahead
+from compress.fitting.picks import Choice, with_picks
 from compress.fitting.second_pass import SecondPass
 from compress.fitting.twin import Part
 from compress.fitting.units import evenly
-from compress.fitting.write import assemble, finish
+from compress.fitting.write import EDITABLE, PART, assemble, check_output, finish
 from compress.methods.base import Replacement
 from compress.progress import Progress, silent
 from compress.recipe import Recipe
@@ -43,19 +46,39 @@ def fit(
     progress: Progress = silent,
     work: Path | None = None,
     original: Original | None = None,
+    picks: Sequence[Choice] = (),
 ) -> Path:
     """Run a recipe and return the checkpoint folder. Finished units of an earlier, interrupted run are taken over unless
-    `fresh`; `original` is the model to compress where it is not the folder that the recipe names.
+    `fresh`, and so is what was picked by hand, to which `picks` adds; `original` is the model to compress where it is not the
+    folder that the recipe names.
+
+    Raises FileExistsError where a file that compress did not write is in the way, RuntimeError where another run is on it.
     """
     job = prepare(recipe, work, original)
-    tokens = look_ahead(job).calibration  # nothing is removed for a recipe that cannot run
-    if fresh:
-        shutil.rmtree(job.work, ignore_errors=True)
-    source_hash = source_hash_of(job, tokens)
+    with locked(recipe.output):
+        recover(recipe.output)
+        check_output(job)
+        tokens = look_ahead(job).calibration  # nothing is removed for a recipe that cannot run
+        open_work(recipe.output, job.work, fresh)
+        source_hash = source_hash_of(job, tokens)
+        job, picked = with_picks(job, source_hash, picks, fresh)
+        replacements, quality = _fitted(job, tokens, source_hash, progress)
+        with replacing(recipe.output, PART, keep=EDITABLE) as folder:
+            report = assemble(job, replacements["compressed"], source_hash, data.token_hash(tokens), folder, progress)
+            evaluation = evaluate(job, replacements, progress)
+            finish(job, replacements["compressed"], {**report, "quality": quality, "evaluation": evaluation}, picked, folder)
+    return recipe.output
+
+
+def _fitted(
+    job: Job, tokens: Tensor, source_hash: str, progress: Progress
+) -> tuple[dict[str, Sequence[Replacement]], dict[str, Any]]:
+    """What replaces what, by variant ("compressed" and the controls), and what each lever did to the loss."""
     first_pass_of(job, source_hash).run(job.units, tokens, progress)
     replacements: dict[str, Sequence[Replacement]] = {
         name: replace_on_disk(job, units, source_hash) for name, units in job.variants.items()
     }
+    recipe = job.recipe
     acceptance = Acceptance(job, tokens, source_hash, progress)
     job, kept = closed_form(job, replacements["compressed"], acceptance, source_hash)
     if recipe.propagate_error:
@@ -69,12 +92,8 @@ def fit(
         tick = progress("finetune", recipe.finetune.steps)
         tuned = finetune(job.model, kept, tokens, recipe.finetune, recipe.seed, job.work / "finetuned", tick)
         kept = acceptance.better("fine-tuning", kept, tuned)
-    quality = acceptance.report()
     replacements["compressed"] = with_free_orders(job.model, kept)
-    report = assemble(job, replacements["compressed"], source_hash, data.token_hash(tokens), progress)
-    evaluation = evaluate(job, replacements, progress)
-    finish(job, replacements["compressed"], {**report, "quality": quality, "evaluation": evaluation})
-    return recipe.output
+    return replacements, acceptance.report()
 
 
 def closed_form(

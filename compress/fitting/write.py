@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from compress.beginning import begins_with
 from compress.checkpoint.files import read_json, write_json, write_text
+from compress.checkpoint.manifest import Manifest
 from compress.checkpoint.writer import write_shards
 from compress.fitting.assemble import kept_names, plan_of, storage_dtype, tensors_of
 from compress.fitting.job import Job
+from compress.fitting.model_card import model_card
+from compress.fitting.picks import FILE as PICKS
+from compress.fitting.picks import Pick
+from compress.loading.remote_code import FILE as REMOTE_CODE
+from compress.loading.remote_code import write_remote_code
 from compress.methods.base import Replacement
 from compress.progress import Progress
 
+PART = "checkpoint"  # of the output's manifest
+EDITABLE = ("README.md",)  # a model card is there to be edited: it is kept where it was
+_FIXED = ("recipe.yaml", "report.json", PICKS, *EDITABLE, "config.json", REMOTE_CODE)
+
+
+def check_output(job: Job) -> None:
+    """Raises FileExistsError naming a file of the user's where the checkpoint would be written."""
+    output = job.recipe.output.expanduser()
+    with TemporaryDirectory() as folder:
+        job.original.write_beside(Path(folder))
+        beside = sorted(file.name for file in Path(folder).iterdir())
+    # Of any number of shards: whoever loads the folder takes the first kind of weights that it finds.
+    weights = sorted(file.name for file in output.glob("model*.safetensors*")) if output.is_dir() else []
+    Manifest(output, PART).check([*_FIXED, *beside, *weights], EDITABLE)
+
 
 def assemble(
-    job: Job, replacements: Sequence[Replacement], source_hash: str, token_hash: str, progress: Progress
+    job: Job, replacements: Sequence[Replacement], source_hash: str, token_hash: str, folder: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Write the weights; return the report's part that describes them."""
-    model, output = job.model, job.recipe.output
+    """Write the weights into the empty `folder`; return the report's part that describes them."""
+    model = job.model
     tick = progress("write checkpoint", 1)
     element = torch.empty(0, dtype=storage_dtype(model)).element_size()
     # Needed before the first tensor: it says whether there will be one file or several.
@@ -31,10 +54,7 @@ def assemble(
     )
     kept = kept_names(model, replacements)
     total = ours + sum(model.shards.bytes(name) for name in kept)
-    (output / "config.json").unlink(
-        missing_ok=True
-    )  # a folder without config.json is not a checkpoint: nothing half-written loads
-    files = write_shards(output, tensors_of(model, replacements), total)
+    files = write_shards(folder, tensors_of(model, replacements), total)
     tick()
     before = sum(torch.Size(s).numel() for s in model.shards.shapes.values())
     after = sum(torch.Size(model.shards.shapes[n]).numel() for n in kept) + sum(
@@ -69,18 +89,17 @@ def _beginnings(job: Job) -> dict[str, Any]:
     }
 
 
-def finish(job: Job, replacements: Sequence[Replacement], report: Mapping[str, Any]) -> None:
-    """Everything beside the weights; config.json, which makes the folder a checkpoint, last."""
-    from compress.fitting.model_card import model_card
-    from compress.loading.remote_code import write_remote_code
-
-    output = job.recipe.output
-    output.mkdir(parents=True, exist_ok=True)
-    job.original.write_beside(output)
-    write_text(output / "recipe.yaml", job.recipe.to_yaml())
-    write_json(output / "report.json", report)
-    write_text(output / "README.md", model_card(job.recipe, report))
+def finish(
+    job: Job, replacements: Sequence[Replacement], report: Mapping[str, Any], picks: Sequence[Pick], folder: Path
+) -> None:
+    """Everything beside the weights."""
+    job.original.write_beside(folder)
+    write_text(folder / "recipe.yaml", job.recipe.to_yaml())
+    write_json(folder / "report.json", report)
+    write_text(folder / "README.md", model_card(job.recipe, report))
+    if picks:
+        write_json(folder / PICKS, [pick.model_dump() for pick in picks])
     config = job.original.plain_config()
     config["quantization_config"] = {"quant_method": "compress", **plan_of(replacements).to_json()}
-    write_json(output / "config.json", config)
-    write_remote_code(output)
+    write_json(folder / "config.json", config, sort_keys=True)
+    write_remote_code(folder)

@@ -140,7 +140,7 @@ def write_remote_code(folder: Path) -> None:
     # The code goes first: a config that names a missing file would stop every load.
     write_text(folder / FILE, remote_code(plan, str(config["model_type"])))
     config["auto_map"] = auto_map(folder, config.get("auto_map"))
-    write_json(path, config)
+    write_json(path, config, sort_keys=True)
 
 
 def auto_map(folder: Path, given: Mapping[str, Any] | None) -> dict[str, Any]:

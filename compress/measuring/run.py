@@ -20,6 +20,8 @@ from typing import Any, cast
 from compress import data
 from compress.architecture import architecture
 from compress.checkpoint.files import read_json, write_json
+from compress.checkpoint.lock import locked
+from compress.checkpoint.manifest import Manifest
 from compress.clock import choose_devices
 from compress.evaluating.cost import account
 from compress.evaluating.origin import record
@@ -33,6 +35,7 @@ from compress.plan import read_plan
 from compress.progress import Progress, silent
 
 FORMAT = 1
+PART, WORK = "bench", "bench-work"  # of the manifest where results.json is; the folder beside it
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_VARIANTS: tuple[Kind, ...] = ("baseline", "skip-identity", "compressed")
 DEFAULT_RUNTIMES: tuple[Runtime, ...] = ("eager", "onnx")
@@ -82,8 +85,8 @@ def bench(
         work: folder for the skip variants and exported graphs, which are used again; by default beside `out`, and without
             that a temporary one.
 
-    Raises ValueError or FileNotFoundError for what is not there or not allowed, before anything is measured; RuntimeError
-    where no runtime works, or a loss is not finite.
+    Raises ValueError or FileNotFoundError for what is not there or not allowed, and FileExistsError where a file that compress
+    did not write is in the way, before anything is measured; RuntimeError where no runtime works, or a loss is not finite.
     """
     chosen, places = check_runtimes(list(runtimes)), choose_devices(devices)
     load = Workload(prefill_length, tuple(batch_sizes), tuple(contexts), steps, repeats, warmup, seed)
@@ -106,30 +109,37 @@ def bench(
         if cold_starts:
             blocks.measure_cold(cold_starts)
         models = [describe(variant, max(load.contexts)) for variant in competitors]
-    settings = {"variants": kinds, "runtimes": chosen, "devices": places, "threads": threads, "dtype": dtype}
-    results = {
-        "format": FORMAT,
-        **started,
-        "commit": commit(),
-        "settings": {**settings, "cold_starts": cold_starts, **asdict(load)},
-        "texts": {label: [text.to_json() for text in read] for label, read in blocks.texts.items()},
-        "models": models,
-        "rows": blocks.rows,
-        "generation": blocks.generation,
-        "skipped": blocks.skipped,
-    }
-    if out is not None:
-        write_json(out, results)
+        settings = {"variants": kinds, "runtimes": chosen, "devices": places, "threads": threads, "dtype": dtype}
+        results = {
+            "format": FORMAT,
+            **started,
+            "commit": commit(),
+            "settings": {**settings, "cold_starts": cold_starts, **asdict(load)},
+            "texts": {label: [text.to_json() for text in read] for label, read in blocks.texts.items()},
+            "models": models,
+            "rows": blocks.rows,
+            "generation": blocks.generation,
+            "skipped": blocks.skipped,
+        }
+        if out is not None:
+            with Manifest(out.parent, PART).files(out.name) as (path,):
+                write_json(path, results)
     return results
 
 
 @contextmanager
 def _working_folder(work: Path | None, out: Path | None) -> Iterator[Path]:
-    if work is not None or out is not None:
-        yield work or cast(Path, out).parent / "bench-work"
+    if work is None and out is None:
+        with TemporaryDirectory() as folder:
+            yield Path(folder)
         return
-    with TemporaryDirectory() as folder:
-        yield Path(folder)
+    with locked(out.parent if out is not None else cast(Path, work)):
+        if out is not None:
+            manifest = Manifest(out.parent, PART)
+            manifest.check([out.name])
+            if work is None:
+                manifest.claim(WORK)
+        yield work or cast(Path, out).parent / WORK
 
 
 def describe(variant: Variant, context: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.checkpoint.files import read_json
 from compress.reading import json_text
 
 Runtime = Literal["eager", "compile", "onnx", "ort-int8"]
@@ -195,29 +196,25 @@ def _best_numpy(logits: NDArray[np.float32]) -> Ids:
     return logits[:, -1].argmax(axis=-1, keepdims=True)
 
 
-def exported(folder: Path, fingerprint: str, work: Path, dtype: str, int8: bool) -> Path:
-    """The folder of a model's ONNX graph: the one beside the checkpoint if it is up to date, else one written into `work`.
+def exported(folder: Path, work: Path, dtype: str, int8: bool) -> Path:
+    """The folder of a model's ONNX graph: the one beside the checkpoint if it is up to date, else one written into `work`."""
+    from exporters.onnx.graph import export_onnx, source_fingerprint
 
-    `fingerprint` identifies the model's weights and plan.
-    """
+    fingerprint = source_fingerprint(folder)
     beside = folder / "onnx"
     target = work / "onnx" / f"{folder.name}.{dtype}.{fingerprint[:12]}"
     for candidate in (beside, target):
-        if _serves(candidate, folder, dtype, int8):
+        if _serves(candidate, fingerprint, dtype, int8):
             return candidate
-    from exporters.onnx.graph import export_onnx
-
     # Agreement with torch needs no check here: the perplexity of every runtime is measured.
     export_onnx(folder, target, dtype=dtype, quantize="int8" if int8 else None, verify=False)  # pyright: ignore[reportArgumentType]
     return target
 
 
-def _serves(candidate: Path, folder: Path, dtype: str, int8: bool) -> bool:
-    """Whether an exported folder holds what is needed and is younger than the model."""
-    report, config = candidate / "export.json", folder / "config.json"
-    if not report.is_file() or report.stat().st_mtime < config.stat().st_mtime:
-        return False
-    same = json_text.read(report).get("dtype") == dtype
+def _serves(candidate: Path, fingerprint: str, dtype: str, int8: bool) -> bool:
+    """Whether an exported folder holds what is needed, and is of this model as it is now."""
+    report = read_json(candidate / "export.json") or {}
+    same = report.get("dtype") == dtype and report.get("source") == fingerprint
     return same and (not int8 or (candidate / _INT8_FILE).is_file())
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from compress import data
-from compress.checkpoint.files import hash_json, read_json
-from compress.checkpoint.shards import Shards
+from compress.checkpoint.files import read_json
 from compress.evaluating.cost import cache_bytes_per_token, weight_bytes
 from compress.measuring import outputs
 from compress.measuring.cold_start import ColdStart, cold
@@ -29,7 +28,6 @@ from compress.measuring.runtimes import (
     resolve_dtype,
 )
 from compress.measuring.variants import Variant
-from compress.plan import read_plan
 from compress.progress import Progress
 
 PROMPT_TOKENS, CONTINUATION_TOKENS = 32, 48
@@ -151,8 +149,7 @@ class Blocks:
         for label, folder in self._folders.items():
             dtype = resolve_dtype(folder, runtime, device, self.dtype)
             if onnx:
-                fingerprint = hash_json([Shards(folder).fingerprint(), read_plan(folder).to_json()])
-                folder = exported(folder, fingerprint, self.work, dtype, int8="ort-int8" in self.runtimes)  # noqa: PLW2901
+                folder = exported(folder, self.work, dtype, int8="ort-int8" in self.runtimes)  # noqa: PLW2901
             jobs[label] = ColdStart(str(folder), runtime, device, dtype, self.threads, self.load.prefill_length)
             runners[label] = open_runner(folder, runtime, device, dtype, self.threads)
             tick()

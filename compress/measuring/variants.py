@@ -6,7 +6,6 @@ are written once into a work folder, under a name that carries the hash of all t
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from compress.architecture import Architecture, architecture
 from compress.checkpoint.files import hash_json, read_json
 from compress.checkpoint.locate import locate
 from compress.checkpoint.shards import Shards
+from compress.checkpoint.swap import replacing
 from compress.checkpoint.writer import copy_tokenizer
 from compress.evaluating.controls import mlp_means, skip_layers
 from compress.evaluating.origin import record
@@ -117,11 +117,9 @@ def write_skip(checkpoint: Path, base: Path, kind: Kind, work: Path) -> Path:
     means = None if tokens is None else mlp_means(from_pretrained(base, dtype=torch.float32).eval(), tokens, layers)
     model = from_pretrained(base, dtype="auto")
     skip_layers(model, row, layers, kind, means)
-    unfinished = folder.with_name(folder.name + ".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    copy_tokenizer(base, unfinished)
-    unfinished.replace(folder)
+    with replacing(folder, "variant") as stage:
+        model.save_pretrained(stage)
+        copy_tokenizer(base, stage)
     return folder
 
 

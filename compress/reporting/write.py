@@ -16,6 +16,8 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from compress.checkpoint.files import write_text
+from compress.checkpoint.lock import locked
+from compress.checkpoint.manifest import Manifest
 from compress.markdown import inert, plain
 from compress.reading import json_text
 from compress.reporting.canvas import THEMES, Theme
@@ -59,20 +61,20 @@ def reading_results(name: str) -> Iterator[None]:
 def report(results: Mapping[str, Any] | Path, folder: Path) -> dict[str, Path]:
     """Write report.md, report.html and plots/*.png of a benchmark into `folder`.
 
-    Returns {"markdown", "page", and each plot's name: its path}. Raises what `read_results` raises for a path.
+    Returns {"markdown", "page", and each plot's name: its path}. Raises what `read_results` raises for a path, FileExistsError
+    where a file that compress did not write is in the way.
     """
     loaded = read_results(results) if isinstance(results, Path) else results
     with reading_results(str(results) if isinstance(results, Path) else "what was given"):
         markdown(loaded)  # whatever is wrong comes up here, before anything is written
-        drawn = draw(loaded, folder / "plots")
-        pictures = [Picture(plot.section, plot.caption, plot.light.read_bytes(), plot.dark.read_bytes()) for plot in drawn]
-        write_text(folder / "report.md", markdown(loaded, [(plot.caption, plot.light.relative_to(folder)) for plot in drawn]))
-        write_text(folder / "report.html", page(loaded, pictures))
-    return {
-        "markdown": folder / "report.md",
-        "page": folder / "report.html",
-        **{plot.light.stem: plot.light for plot in drawn},
-    }
+        with locked(folder):
+            ours = Manifest(folder, "report")
+            with ours.files("report.md", "report.html") as (text, html):
+                drawn = draw(loaded, ours)
+                pictures = [Picture(p.section, p.caption, p.light.read_bytes(), p.dark.read_bytes()) for p in drawn]
+                write_text(text, markdown(loaded, [(plot.caption, plot.light.relative_to(folder)) for plot in drawn]))
+                write_text(html, page(loaded, pictures))
+    return {"markdown": text, "page": html, **{plot.light.stem: plot.light for plot in drawn}}
 
 
 @dataclass(frozen=True)
@@ -85,17 +87,17 @@ class Drawn:
     dark: Path
 
 
-def draw(results: Entry, folder: Path) -> list[Drawn]:
-    """Draw both throughputs on the first text, and the errors of every compressed variant, as PNG files in `folder`."""
+def draw(results: Entry, ours: Manifest) -> list[Drawn]:
+    """Draw both throughputs on the first text, and the errors of every compressed variant, as PNG files in plots/."""
     # Only the first text: a picture more for each would say little, and the tables have all of them.
     settings, text = results["settings"], text_names(results)[0]
     out = []
 
     def both(name: str, section: str, caption: str, plot: Callable[[Path, Theme], Path]) -> None:
         # Both, because the page follows the reader's screen and Markdown cannot.
-        light, dark = folder / f"{name}.png", folder / f"{name}-dark.png"
-        plot(light, THEMES["light"])
-        plot(dark, THEMES["dark"])
+        with ours.files(f"plots/{name}.png", f"plots/{name}-dark.png") as (light, dark):
+            plot(light, THEMES["light"])
+            plot(dark, THEMES["dark"])
         out.append(Drawn(section, caption, light, dark))
 
     for measure, caption in (

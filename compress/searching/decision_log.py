@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoint import disk
 from compress.checkpoint.files import write_text
+from compress.checkpoint.lock import locked
+from compress.checkpoint.manifest import Manifest
+from compress.checkpoint.swap import recover
+from compress.checkpoint.work import open_work
+from compress.fitting.job import Job
+
+
+@contextmanager
+def search_folder(job: Job, part: str, fresh: bool, log: str, *results: str) -> Iterator[Manifest]:
+    """The output of a search, locked, with its log claimed as ours; emptied of an earlier one's log and work where `fresh`.
+
+    Raises FileExistsError where a file that compress did not write is in the way, RuntimeError where another run is on it.
+    """
+    output = job.recipe.output
+    with locked(output):
+        recover(output)
+        folder = Manifest(output, part)
+        folder.check([log, *results])
+        open_work(output, job.work, fresh)
+        if fresh:
+            folder.remove(log)
+        folder.claim(log)
+        yield folder
 
 
 def open_log(log: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -33,7 +57,4 @@ def open_log(log: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def append(log: Path, line: Mapping[str, Any]) -> None:
     """Add a decision; it is on disk when this returns. Raises ValueError for numbers that are not finite."""
-    with log.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    disk.append(log, json.dumps(line, allow_nan=False) + "\n")

@@ -12,7 +12,6 @@ tests/benchmarks/refit_later.py), and measured among those already in place.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compress import methods
 from compress.checkpoint.files import hash_json, write_json
+from compress.checkpoint.manifest import Manifest
 from compress.fitting.assemble import storage_dtype
 from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
 from compress.progress import Progress, silent
@@ -30,7 +30,9 @@ from compress.reporting import plots
 from compress.searching import metrics
 from compress.searching.cached_states import Split, Tail
 from compress.searching.candidates import Candidate, families, resized
-from compress.searching.decision_log import append, open_log
+from compress.searching.decision_log import append, open_log, search_folder
+
+LOG, CHOICES, PICTURE = "layers.jsonl", "layers.json", "layers.png"
 
 
 class LayerOptions(BaseModel):
@@ -76,10 +78,12 @@ def choose_layers(
         able = ", ".join(name for name in methods.names() if methods.load(name).saves is not None)
         raise ValueError(f"layers are chosen for one step of {able}; the recipe has {found}")
     job = prepare(recipe)
-    log = recipe.output / "layers.jsonl"
-    if fresh:
-        shutil.rmtree(job.work, ignore_errors=True)
-        log.unlink(missing_ok=True)
+    with search_folder(job, "layers", fresh, LOG, CHOICES, PICTURE) as folder:
+        return _choose(job, options, saves, folder, progress)
+
+
+def _choose(job: Job, options: LayerOptions, saves: str, folder: Manifest, progress: Progress) -> dict[str, Any]:
+    recipe, log = job.recipe, folder.folder / LOG
     sizes = options.length, options.search_windows, options.test_windows
     (asked,), held_out = metrics.windows(recipe.evaluation, *sizes, job.original.tokenizer())
     tokens = tokens_of(job)
@@ -98,8 +102,8 @@ def choose_layers(
     known = open_log(log, header)
     # Hidden states are needed from the lowest layer that any family changes.
     first = min(candidate.layer for candidates in found.values() for candidate in candidates)
-    folder, tick = job.work / "layers", progress("cache hidden states", 2 * job.model.n_layers)
-    on = Splits(*(Split(job.model, p, folder / n, first, tick) for n, p in (("search", asked), ("test", held_out))))
+    states, tick = job.work / "layers", progress("cache hidden states", 2 * job.model.n_layers)
+    on = Splits(*(Split(job.model, p, states / n, first, tick) for n, p in (("search", asked), ("test", held_out))))
     curves = {}
     for name, candidates in found.items():
         earlier = [line for line in known if line["family"] == name]
@@ -122,8 +126,9 @@ def choose_layers(
         "dense": dense,
         "families": curves,
     }
-    write_json(recipe.output / "layers.json", out)
-    draw(out, recipe.output / "layers.png")
+    with folder.files(CHOICES, PICTURE) as (choices, picture):
+        write_json(choices, out)
+        draw(out, picture)
     return out
 
 

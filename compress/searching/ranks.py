@@ -10,7 +10,6 @@ The result is reported on windows, or questions, that the search never saw.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.checkpoint.files import hash_json, write_json
+from compress.checkpoint.manifest import Manifest
 from compress.checkpoint.units import Artefact
 from compress.fitting.assemble import storage_dtype
 from compress.fitting.decide import first_pass_of
@@ -29,7 +29,9 @@ from compress.progress import Progress, silent
 from compress.recipe import Recipe
 from compress.searching import metrics
 from compress.searching.cached_states import Split, Tail
-from compress.searching.decision_log import append, open_log
+from compress.searching.decision_log import append, open_log, search_folder
+
+LOG, TABLE = "search.jsonl", "ranks.json"
 
 
 class SearchOptions(BaseModel):
@@ -84,10 +86,12 @@ def search(
     options = options or SearchOptions.model_validate({})
     job = prepare(recipe)
     _within_layers(job)
-    log = recipe.output / "search.jsonl"
-    if fresh:
-        shutil.rmtree(job.work, ignore_errors=True)
-        log.unlink(missing_ok=True)
+    with search_folder(job, "search", fresh, LOG, TABLE) as folder:
+        return _search(job, options, folder, progress)
+
+
+def _search(job: Job, options: SearchOptions, folder: Manifest, progress: Progress) -> dict[str, Any]:
+    recipe, log = job.recipe, folder.folder / LOG
     tokenizer = job.original.tokenizer()
     if options.tasks is not None:
         asked, held_out = metrics.questions(options.tasks, recipe.seed, tokenizer)
@@ -108,17 +112,18 @@ def search(
         "metric": options.metric,
         "tolerance": options.allowed,
     }
-    folder = job.work / "search"
+    states = job.work / "search"
     tick = progress("cache hidden states", job.model.n_layers * (len(asked) + 1))
-    chunks = [Split(job.model, metric, folder / str(i), first, tick) for i, metric in enumerate(asked)]
-    test = Split(job.model, held_out, folder / "test", first, tick)
+    chunks = [Split(job.model, metric, states / str(i), first, tick) for i, metric in enumerate(asked)]
+    test = Split(job.model, held_out, states / "test", first, tick)
     ranks = _decide(job, targets, chunks, options, log, header, progress)
     results = _compare(job, targets, chunks, test, ranks, options)
     for split in (*chunks, test):
         split.close()
     table = {module: rank for target, rank in zip(targets, ranks, strict=True) for module in target.unit.group.modules}
     found = {"format": 1, "ranks": table, "metric": options.metric, "tolerance": options.allowed, "results": results}
-    write_json(recipe.output / "ranks.json", found)
+    with folder.files(TABLE) as (path,):
+        write_json(path, found)
     return found
 
 

@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +20,22 @@ from typing import Any
 
 from torch import Tensor
 
+from compress.checkpoint.beside import beside
 from compress.checkpoint.files import read_json, write_json
+from compress.checkpoint.lock import locked
+from compress.checkpoint.manifest import Manifest
+from compress.checkpoint.work import open_work
 from compress.fitting import run
 from compress.fitting.calibrate import FirstPass
 from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
+from compress.fitting.write import check_output
 from compress.progress import Progress, silent
 from compress.reading import yaml_text
 from compress.reading.overrides import set_value
 from compress.recipe import Recipe, parse_recipe, read_yaml
 from compress.reporting import plots
+
+TABLE, PICTURE = "sweep.json", "sweep.png"
 
 # The keys of a rank rule whose values are single numbers, so that a list can only mean one checkpoint for each.
 RANK_LISTS = ("rank", "keep", "budget", "explained_variance")
@@ -158,18 +164,28 @@ def fit_points(points: Sequence[Point], progress: Progress = silent, *, fresh: b
     """
     # The points of a sweep are folders side by side.
     root = points[0].recipe.output.parent
-    if fresh:
-        shutil.rmtree(root / "work", ignore_errors=True)
-        (root / "sweep.json").unlink(missing_ok=True)
-    jobs = [prepare(point.recipe, root / "work") for point in points]
-    tokens = {}
+    work = beside(root, "", ".work")
+    jobs = [prepare(point.recipe, work) for point in points]
+    with locked(root):
+        folder = Manifest(root, "sweep")
+        folder.check([TABLE, PICTURE])
+        for job in jobs:
+            check_output(job)
+        open_work(root, work, fresh)
+        if fresh:
+            folder.remove(TABLE, PICTURE)
+        return _fit_points(points, jobs, folder, progress)
+
+
+def _fit_points(points: Sequence[Point], jobs: Sequence[Job], folder: Manifest, progress: Progress) -> list[dict[str, Any]]:
+    tokens: dict[Any, Any] = {}
     source_hashes = []
     for job in jobs:
         # Points that share a model and a text share its tokens.
         key = (job.recipe.model, job.recipe.calibration)
         tokens.setdefault(key, tokens_of(job) if key not in tokens else None)
         source_hashes.append(source_hash_of(job, tokens[key]))
-    known = {row["name"]: row for row in (read_json(root / "sweep.json") or {}).get("points", [])}
+    known = {row["name"]: row for row in (read_json(folder.folder / TABLE) or {}).get("points", [])}
     rows = {
         point.name: known[point.name]
         for point, source_hash in zip(points, source_hashes, strict=True)
@@ -182,12 +198,13 @@ def fit_points(points: Sequence[Point], progress: Progress = silent, *, fresh: b
         _fit_units(members, source_hash, tokens[members[0].recipe.model, members[0].recipe.calibration], progress)
     tick = progress("points", len(waiting))
     for i in waiting:
-        run.fit(points[i].recipe, work=root / "work")
+        run.fit(points[i].recipe, work=jobs[i].work)
         rows[points[i].name] = _row(points[i], source_hashes[i])
-        _write(root, points, rows)  # after each point, so that one that is killed loses no other
+        _write(folder, points, rows)  # after each point, so that one that is killed loses no other
         tick()
-    done = _write(root, points, rows)
-    plot(done, root / "sweep.png")
+    done = _write(folder, points, rows)
+    with folder.files(PICTURE) as (picture,):
+        plot(done, picture)
     return done
 
 
@@ -225,9 +242,10 @@ def _row(point: Point, source_hash: str) -> dict[str, Any]:
     }
 
 
-def _write(root: Path, points: Sequence[Point], rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _write(folder: Manifest, points: Sequence[Point], rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     done = [rows[point.name] for point in points if point.name in rows]
-    write_json(root / "sweep.json", {"format": 1, "points": done})
+    with folder.files(TABLE) as (path,):
+        write_json(path, {"format": 1, "points": done})
     return done
 
 

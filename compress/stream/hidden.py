@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from compress.checkpoint.disk import make, remove_tree
+from compress.checkpoint.shards import save_tensors
 from compress.stream.taps import Collector
 
 
@@ -89,14 +90,14 @@ class Boundaries:
 
     def __init__(self, folder: Path, hidden: Hidden) -> None:
         self.folder, self.hidden = folder, hidden
-        folder.mkdir(parents=True, exist_ok=True)
+        make(folder)
 
     def save(self, index: int) -> None:
-        save_file({f"{i:06d}": state for i, state in enumerate(self.hidden.states)}, self.folder / f"{index}.safetensors")
+        save_tensors(self.folder / f"{index}.safetensors", {f"{i:06d}": s for i, s in enumerate(self.hidden.states)})
 
     def load(self, index: int) -> None:
         states = load_file(self.folder / f"{index}.safetensors")
         self.hidden.states = [states[name] for name in sorted(states)]
 
     def delete(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_tree(self.folder)

@@ -5,11 +5,10 @@ checkpoint ──from_pretrained──► torch model ──trace──► graph
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +18,11 @@ import onnx_ir as ir
 import torch
 
 from compress.checkpoint.config import load_config
-from compress.checkpoint.files import write_json
-from compress.checkpoint.locate import locate
+from compress.checkpoint.disk import remove_tree
+from compress.checkpoint.files import hash_json, write_json
+from compress.checkpoint.locate import TOKENIZER_FILES, locate
+from compress.checkpoint.shards import Shards
+from compress.checkpoint.swap import replacing
 from compress.checkpoint.writer import copy_tokenizer
 from compress.data import resolve_model
 from compress.loading.quantizer import from_pretrained
@@ -75,14 +77,15 @@ def export_onnx(
             default 0.85 in int8 and 0.7 in int4.
         progress: called with a description and the number of stages.
 
-    Raises ValueError for options that cannot be, RuntimeError where a graph that would be handed over and torch disagree.
+    Raises ValueError for options that cannot be, RuntimeError where a graph that would be handed over and torch disagree,
+    FileExistsError where a file that compress did not write is in the way.
     """
     _check(dtype, opset, quantize, agreement)
     source = locate(resolve_model(str(checkpoint)))
     refuse_growing_positions(load_config(source))
     clock = _Clock(progress)
-    out.mkdir(parents=True, exist_ok=True)
-    with _staged(out) as stage:
+    _sweep_stages(out)
+    with replacing(out, "onnx", _names(source, out)) as stage:
         with clock("load"):
             model = from_pretrained(source, dtype=getattr(torch, dtype)).eval()
             prepare(model, read_plan(source))
@@ -105,6 +108,7 @@ def export_onnx(
             onnx.checker.check_model(stage / MODEL_FILE, full_check=True)  # by path: beyond 2 GiB nothing else works
         report: dict[str, Any] = {
             "export_version": EXPORT_VERSION,
+            "source": source_fingerprint(source),
             "model_type": model.config.model_type,
             "dtype": dtype,
             "opset": graph.opset_imports[""],
@@ -202,21 +206,28 @@ def _parameters(model: torch.nn.Module) -> list[str]:
     return [*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers())]
 
 
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A folder inside `out` whose files move to `out` at the end, export.json last; on an error none of them does."""
-    # Inside `out`: on the same file system, where a move is not a copy.
-    stage = Path(tempfile.mkdtemp(prefix=".export.", dir=out))
-    try:
-        yield stage
-        # Nothing went wrong: only now the earlier export goes.
-        (out / "export.json").unlink(missing_ok=True)
-        for stale in out.glob("*.onnx*"):
-            stale.unlink()
-        for path in sorted(stage.iterdir(), key=lambda p: p.name == "export.json"):
-            path.replace(out / path.name)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+def source_fingerprint(folder: Path) -> str:
+    """What a graph is of: a model's weights and plan."""
+    return hash_json([Shards(folder).fingerprint(), read_plan(folder).to_json()])
+
+
+def _names(source: Path, out: Path) -> list[str]:
+    """The files of the export, as far as they are known before it."""
+    beside = [file.name for pattern in TOKENIZER_FILES for file in source.glob(pattern)]
+    graphs = [path.name for path in out.glob("*.onnx*")] if out.is_dir() else []
+    return [MODEL_FILE, "config.json", "genai_config.json", "export.json", *beside, *graphs]
+
+
+def _sweep_stages(out: Path) -> None:
+    """Remove what exports of earlier versions left where they were killed: they built in a folder of this name."""
+    for left in out.glob(".export.*") if out.is_dir() else ():
+        if left.is_dir() and all(_is_ours(path.name) for path in left.iterdir()):
+            remove_tree(left)
+
+
+def _is_ours(name: str) -> bool:
+    known = ("config.json", "genai_config.json", "export.json", "generation_config.json", "*.onnx", "*.onnx.data")
+    return any(fnmatch(name, pattern) for pattern in (*known, *TOKENIZER_FILES))
 
 
 class _Clock:

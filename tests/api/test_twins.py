@@ -13,6 +13,7 @@ import yaml
 from recipes_for_tests import STEP, evaluated_recipe, tiny_folder
 
 import compress
+from compress.checkpoint.work import work_of
 
 HEAVY = {"torch", "transformers", "pydantic", "numpy", "importlib.metadata", "sympy", "yaml"}
 
@@ -112,7 +113,7 @@ def test_a_checkpoint_is_a_path_with_a_short_name(fitted):
     assert [step.method for step in fitted.recipe.steps] == [STEP["method"], "symbolic_mlp"]
     assert fitted.model(dtype=torch.float16).dtype == torch.float16
     with pytest.raises(FileNotFoundError, match=r"is no checkpoint folder: it has no config\.json"):
-        compress.Checkpoint(fitted.path / "work")
+        compress.Checkpoint(work_of(fitted.path))
 
 
 def test_verify_and_evaluate(fitted):

@@ -101,7 +101,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
                     replacements_of(other, other.variants["compressed"], source_hash)
 
             stage(f"  ranks and factors of {count} budget{'s' * (count > 1)}", ratios)
-    last = folder / "statistics_with_loss_weight" / "work"
+    last = folder / "statistics_with_loss_weight.work"
     for name, levers in (
         ("error propagation", {"propagate_error": True}),
         ("error propagation and 20 refinement steps", {"propagate_error": True, "refine": {"steps": 20}}),

@@ -5,6 +5,7 @@ import json
 import pytest
 from recipes_for_tests import tiny_folder, tiny_recipe
 
+from compress.checkpoint.work import work_of
 from compress.explaining.fronts import expressions, pick
 from compress.fitting import run
 
@@ -38,13 +39,13 @@ def test_picking_changes_that_output_and_fits_nothing(checkpoint, monkeypatch):
     before = expressions(checkpoint, 0)[0]
     sizes = [c.complexity for c in before.fronts[1].candidates]
     other = next(i for i in range(len(sizes)) if i != before.chosen[1])
-    units = {p.name: p.stat().st_mtime_ns for p in (checkpoint / "work" / "units").glob("*.safetensors")}
+    units = {p.name: p.stat().st_mtime_ns for p in (work_of(checkpoint) / "units").glob("*.safetensors")}
     weights = (checkpoint / "model.safetensors").read_bytes()
     pick(checkpoint, 0, 1, sizes[other])
     after = expressions(checkpoint, 0)[0]
     assert after.chosen == (before.chosen[0], other)
     assert expressions(checkpoint, 1)[0].chosen == expressions(checkpoint)[1].chosen
-    assert {p.name: p.stat().st_mtime_ns for p in (checkpoint / "work" / "units").glob("*.safetensors")} == units
+    assert {p.name: p.stat().st_mtime_ns for p in (work_of(checkpoint) / "units").glob("*.safetensors")} == units
     assert (checkpoint / "model.safetensors").read_bytes() != weights
     row = json.loads((checkpoint / "report.json").read_text())["modules"][0]
     assert row["complexity"][1] == sizes[other]

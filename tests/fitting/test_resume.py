@@ -14,7 +14,7 @@ class Interrupted(BaseException):
 
 
 def units(output):
-    return list((output / "work" / "units").glob("*.safetensors"))
+    return list((output.with_name(f"{output.name}.work") / "units").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("allowed", range(4))

@@ -29,7 +29,7 @@ def fitted(tmp_path_factory):
 @pytest.fixture
 def folder(fitted, tmp_path):
     """A copy to spoil."""
-    return shutil.copytree(fitted, tmp_path / "small", ignore=shutil.ignore_patterns("work"))
+    return shutil.copytree(fitted, tmp_path / "small")
 
 
 def _rewrite(path, change):

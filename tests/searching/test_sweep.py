@@ -6,6 +6,7 @@ import pytest
 import yaml
 from recipes_for_tests import tiny_folder, tiny_recipe
 
+from compress.checkpoint.work import work_of
 from compress.fitting import run
 from compress.recipe import Recipe
 from compress.reporting import plots
@@ -48,7 +49,7 @@ def test_all_points_cost_one_statistics_pass(source, tmp_path, counted):
     points = sweep.sweep(recipe_data(source, tmp_path, texts=False), settings)
     assert len(points) == 6
     assert counted == {"embed": 1, "advance": 2, "retreat": 0}  # two layers, whatever the number of points
-    assert len(list((tmp_path / "work" / "units").glob("*.safetensors"))) == 2 * 14  # one decomposition a method and matrix
+    assert len(list((work_of(tmp_path) / "units").glob("*.safetensors"))) == 2 * 14  # one decomposition a method and matrix
 
 
 def test_a_point_is_the_checkpoint_that_fit_writes(source, tmp_path):

@@ -35,7 +35,7 @@ def check(made: Made, elsewhere: Elsewhere) -> None:
 
 
 def _units(output: Path) -> list[Path]:
-    return list((output / "work" / "units").glob("*.safetensors"))
+    return list((output.with_name(f"{output.name}.work") / "units").glob("*.safetensors"))
 
 
 def _dying(output: Path) -> Tick:
