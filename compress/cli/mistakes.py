@@ -19,6 +19,8 @@ def told(error: Exception) -> tuple[int, str]:
     (2, 'error: length: 0 given')
     """
     text = printable("\n".join(_lines(error)))
+    if isinstance(error, OSError) and error.strerror and error.filename:  # without "[Errno 28]"
+        text = printable(f"{error.strerror}: {error.filename}")
     if isinstance(error, (ValueError, FileNotFoundError, FileExistsError, NotImplementedError)):
         return 2, f"error: {text}"
     if isinstance(error, (OSError, MemoryError)):

@@ -55,10 +55,10 @@ def fit(
     Raises FileExistsError where a file that compress did not write is in the way, RuntimeError where another run is on it.
     """
     job = prepare(recipe, work, original)
+    tokens = look_ahead(job).calibration  # nothing is touched for a recipe that cannot run
     with locked(recipe.output):
         recover(recipe.output)
         check_output(job)
-        tokens = look_ahead(job).calibration  # nothing is removed for a recipe that cannot run
         open_work(recipe.output, job.work, fresh)
         source_hash = source_hash_of(job, tokens)
         job, picked = with_picks(job, source_hash, picks, fresh)

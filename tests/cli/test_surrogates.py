@@ -86,7 +86,7 @@ def test_folders_without_expressions_are_named(compress, source, tmp_path):
 def test_layers_prints_the_curves_and_how_to_fit(compress, source, tmp_path):
     file = tmp_path / "recipe.yaml"
     step = {"method": "residual_mlp", "latents": LATENTS, "affine": 2, "samples": 500}
-    texts = {"texts": {"own": str(source / "text.txt")}}
+    texts = {"texts": {"own": str(source / "text.txt")}, "length": 24}
     file.write_text(tiny_recipe(source, tmp_path / "out", step, evaluation=texts).to_yaml())
     sizes = ("--search-windows", 3, "--test-windows", 3, "--length", 24)
     code, out, err = compress("layers", file, *sizes, "--budget", 0.9, "--json")

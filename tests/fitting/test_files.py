@@ -109,9 +109,9 @@ def test_a_full_disk_is_one_line_and_costs_nothing(recipe, compress, name):
 
     with disk.watched(full):
         code, _, said = compress("fit", file, *other)
-    assert code == 1
-    assert said.splitlines()[-1].startswith("failed: No space left on device (")
-    assert said.endswith("finished work is kept: mend that, and run it again\n")
+    assert code == 3
+    assert said.splitlines()[-1].startswith("error: No space left on device: ")
+    assert said.endswith("; nothing that was finished is lost: run the same command again\n")
     assert {path.name: path.read_bytes() for path in recipe.output.iterdir()} == before
     assert names(recipe.output.parent) == {"out", "out.work", "recipe.yaml"}
     assert compress("fit", file, *other)[0] == 0
