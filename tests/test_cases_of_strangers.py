@@ -233,7 +233,7 @@ def test_the_help_says_what_exit_codes_mean(compress):
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (PermissionError(13, "Permission denied", "out"), 3, "error: [Errno 13] Permission denied: 'out'; nothing that"),
+        (PermissionError(13, "Permission denied", "out"), 3, "error: Permission denied: out; nothing that"),
         (MemoryError(), 3, "error: out of memory; nothing that was finished is lost"),
         (RuntimeError("nll is not finite"), 1, "failed: nll is not finite"),
         (KeyError("x\x1b[2J"), 70, "bug: KeyError: 'x"),

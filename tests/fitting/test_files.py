@@ -53,7 +53,7 @@ def test_a_file_of_the_users_is_refused_before_anything_is_computed(recipe, name
 
 def test_an_output_that_is_a_file_is_one_line(recipe):
     recipe.output.write_text("mine")
-    with pytest.raises(FileExistsError, match="out is a file, and a folder is to be written there"):
+    with pytest.raises(ValueError, match=r"is to be a folder, and .* is a file; give another path"):
         run.fit(recipe)
 
 
