@@ -23,11 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from compress import methods
 from compress.architecture import Architecture
 from compress.beginning import BOS, Bos
-from compress.data import DEMO, TextSource
 from compress.novella import FOLDER
 from compress.packaged import recipe_file
 from compress.reading import yaml_text
 from compress.reading.overrides import set_value
+from compress.texts import DEMO, TextSource
 from compress.validation import explain, nearest
 
 _LAYERS = re.compile(r"(?P<first>-?[0-9]{1,4})(-(?P<last>[0-9]{1,4}))?")

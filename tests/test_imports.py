@@ -21,7 +21,8 @@ FLOORS = [
     ["methods", "loading"],
     ["kinds", "regression"],
     ["symbolic", "source", "checkpoint", "numerics", "data", "registry", "plan"],
-    ["nn", "novella", "architecture", "clock", "bars", "beginning", "packaged", "validation", "version"],
+    ["nn", "novella", "architecture", "clock", "bars", "packaged", "texts", "validation", "version"],
+    ["beginning"],
     ["reading", "child", "markdown"],
     ["progress"],
 ]

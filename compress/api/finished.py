@@ -160,8 +160,8 @@ def bench(
     ['baseline']
     """
     from compress.bars import shown
-    from compress.data import TextSource
     from compress.measuring import run
+    from compress.texts import TextSource
     from compress.validation import checked
 
     given = [checkpoints] if isinstance(checkpoints, (str, os.PathLike)) else checkpoints

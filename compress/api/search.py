@@ -42,10 +42,11 @@ def sweep(
     """
     from compress.bars import shown
     from compress.searching import sweep as sweeps
+    from compress.searching.points import points_of_lists, points_of_settings
 
     plain = plain_recipe(recipe)
-    points = [] if settings else sweeps.points_of_lists(plain, overrides)
-    points = points or sweeps.points_of_settings(plain, settings, overrides)
+    points = [] if settings else points_of_lists(plain, overrides)
+    points = points or points_of_settings(plain, settings, overrides)
     with shown(progress) as tell:
         return sweeps.fit_points(points, tell, fresh=fresh)
 

@@ -85,9 +85,9 @@ def fit(
     """Fit a recipe and write a checkpoint that from_pretrained loads; a list in a rank rule writes one per value."""
     file = readable(recipe)
     from compress.api import fit as api
-    from compress.searching import sweep as sweeps
+    from compress.searching.points import points_of_lists
 
-    points = sweeps.points_of_lists(file, overrides or [])
+    points = points_of_lists(file, overrides or [])
     loaded = None if points else api.load_recipe(file, overrides or [])
     quiet_transformers()
     if points and not dry_run:
@@ -139,9 +139,9 @@ def sweep(
 ) -> None:
     """Fit a recipe at every combination of values, from one statistics pass; writes sweep.json and a plot."""
     file = readable(recipe)
-    from compress.searching import sweep as sweeps
+    from compress.searching.points import points_of_settings
 
-    points = sweeps.points_of_settings(file, settings)
+    points = points_of_settings(file, settings)
     quiet_transformers()
     _fit_points(points, fresh, as_json)
 

@@ -84,7 +84,7 @@ def layers(
     loaded = api.load_recipe(recipe, overrides or [])
     quiet_transformers()
     from compress.cli import tables
-    from compress.searching.sweep import parse_setting
+    from compress.searching.points import parse_setting
 
     varied = dict([parse_setting(sizes)] if sizes else [])
     found = searches.layers(

@@ -12,7 +12,7 @@ from compress.checkpoint.shards import Shards
 from compress.cli import main
 from compress.fitting import run
 from compress.recipe import load_recipe, read_yaml
-from compress.searching.sweep import points_of_settings
+from compress.searching.points import points_of_settings
 
 STEP = {"method": "feature_space", "targets": {"roles": ["q", "v"]}, "rank": {"keep": 0.5}}
 

@@ -11,6 +11,7 @@ from compress.fitting import run
 from compress.recipe import Recipe
 from compress.reporting import plots
 from compress.searching import sweep
+from compress.searching.points import parse_setting, points_of_lists, rank_lists
 from compress.stream.hidden import Hidden
 from compress.stream.model import StreamedModel
 
@@ -93,7 +94,7 @@ def test_finished_points_are_skipped_and_changed_ones_are_not(source, tmp_path, 
 def test_a_list_in_a_rank_rule_is_one_checkpoint_per_value(source, tmp_path, counted):
     data = recipe_data(source, tmp_path, {**STEP, "importance": "fisher", "form": "pivoted"}, texts=False)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
-    points = sweep.fit_points(sweep.points_of_lists(tmp_path / "recipe.yaml", ["steps.0.rank={budget: [0.8, 0.5]}"]))
+    points = sweep.fit_points(points_of_lists(tmp_path / "recipe.yaml", ["steps.0.rank={budget: [0.8, 0.5]}"]))
     assert [p["name"] for p in points] == ["0.8", "0.5"]
     assert counted == {"embed": 1, "advance": 2, "retreat": 2}
     for point, budget in zip(points, (0.8, 0.5), strict=True):
@@ -112,7 +113,7 @@ def test_a_list_in_a_rank_rule_is_one_checkpoint_per_value(source, tmp_path, cou
     ],
 )
 def test_lists_are_found(rank, expected):
-    assert sweep.rank_lists({"steps": [{"method": "feature_space", "rank": rank}]}) == expected
+    assert rank_lists({"steps": [{"method": "feature_space", "rank": rank}]}) == expected
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_settings_that_make_no_sweep(source, tmp_path, settings, message):
 
 
 def test_brackets_keep_a_value_together():
-    assert sweep.parse_setting("steps.0.targets.layers=[0, 1],[2]") == ("steps.0.targets.layers", [[0, 1], [2]])
+    assert parse_setting("steps.0.targets.layers=[0, 1],[2]") == ("steps.0.targets.layers", [[0, 1], [2]])
 
 
 def test_a_picture_has_a_panel_per_text_and_a_curve_per_further_value(tmp_path, monkeypatch):
