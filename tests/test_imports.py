@@ -21,8 +21,8 @@ FLOORS = [
     ["methods", "loading"],
     ["kinds", "regression"],
     ["symbolic", "source", "checkpoint", "numerics", "data", "registry", "plan"],
-    ["nn", "novella", "architecture", "clock", "bars", "packaged", "texts", "validation", "version"],
-    ["beginning"],
+    ["nn", "architecture", "clock", "bars", "packaged", "texts", "validation", "version"],
+    ["beginning", "novella"],
     ["reading", "child", "markdown"],
     ["progress"],
 ]

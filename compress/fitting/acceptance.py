@@ -51,19 +51,20 @@ class Acceptance:
         self.tokens, self.held_out = _windows(job, calibrated_on)
         recipe = job.recipe.model_dump(mode="json", exclude={"evaluation", "output"})
         methods = [unit.method.model_dump(mode="json") for unit in job.variants["compressed"]]  # with what was picked by hand
-        self._key = hash_json([FORMAT, source_hash, data.token_hash(self.tokens), recipe, methods])
+        self._of_original = hash_json([FORMAT, source_hash, data.token_hash(self.tokens)])  # the same for all points of a sweep
+        self._key = hash_json([self._of_original, recipe, methods])
         levers = [evenly(job.variants["compressed"]), job.recipe.propagate_error, job.recipe.refine, job.recipe.finetune]
         self._tick = progress("held-out loss", 2 + sum(map(bool, levers)))  # the original and the closed form, too
-        self.dense = self._nll("dense", [])
+        self.dense = self._nll(self._of_original, [])
 
     def first(self, lever: str, made: Sequence[Replacement]) -> Sequence[Replacement]:
         """What the next levers start from; taken whatever its loss."""
-        self.outcomes.append(Outcome(lever, self._nll(lever, made), True))
+        self.outcomes.append(Outcome(lever, self._nll(self._named(lever), made), True))
         return made
 
     def better(self, lever: str, before: Sequence[Replacement], after: Sequence[Replacement]) -> Sequence[Replacement]:
         """`after` where its loss is lower than that of all taken so far, else `before`."""
-        nll = self._nll(lever, after)
+        nll = self._nll(self._named(lever), after)
         self.outcomes.append(Outcome(lever, nll, nll < self.nll))  # NaN is not lower
         return after if self.outcomes[-1].taken else before
 
@@ -99,11 +100,13 @@ class Acceptance:
     def _where(self) -> str:
         return "held-out calibration text" if self.held_out else "the calibration text itself"
 
-    def _nll(self, lever: str, made: Sequence[Replacement]) -> float:
+    def _named(self, lever: str) -> str:
+        """The key of a lever's loss: with those judged before, since after another decision it stands for another model."""
+        return hash_json([self._key, lever, [repr(outcome) for outcome in self.outcomes]])
+
+    def _nll(self, key: str, made: Sequence[Replacement]) -> float:
         file = self.job.work / "losses.json"
         known: dict[str, Any] = read_json(file) or {}
-        # By the levers taken before: after another decision the same lever stands for another model.
-        key = hash_json([self._key, lever, [repr(outcome) for outcome in self.outcomes]])
         if key not in known:
             known[key] = repr(nll(self.job.model, self.tokens, made))  # as text: JSON has no infinity
             write_json(file, known)

@@ -7,7 +7,7 @@ import yaml
 from recipes_for_tests import tiny_folder, tiny_recipe
 
 from compress.checkpoint.work import work_of
-from compress.fitting import run
+from compress.fitting import acceptance, run
 from compress.recipe import Recipe
 from compress.reporting import plots
 from compress.searching import sweep
@@ -42,6 +42,7 @@ def counted(monkeypatch):
 
     for owner, name in ((StreamedModel, "embed"), (Hidden, "advance"), (Hidden, "retreat")):
         monkeypatch.setattr(owner, name, counting(name, getattr(owner, name)))
+    monkeypatch.setattr(acceptance, "nll", lambda *_: 1.0)  # a pass of its own for every point
     return calls
 
 
