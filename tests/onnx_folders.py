@@ -14,8 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from exporters.onnx.graph import export_onnx
 
-slow = pytest.mark.skipif(os.environ.get("COMPRESS_SLOW") != "1", reason="a broad matrix; set COMPRESS_SLOW=1")
-
 
 @dataclass(frozen=True)
 class Case:

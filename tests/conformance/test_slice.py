@@ -3,6 +3,7 @@
 import pytest
 import torch
 from checkpoints import random_plan, tiny_model
+from long import LONG
 
 from compress import kinds, methods
 from compress.architecture import ARCHITECTURES
@@ -13,9 +14,10 @@ from conformance.made import Made, Sources
 from conformance.outcome import judge, outcomes
 from conformance.pairs import uncovered
 from conformance.refusal import refusal
-from conformance.slice import cells, costs, kind_slice, left_out, method_slice
+from conformance.slice import DEAR, cells, costs, kind_slice, left_out, method_slice
 
-SLICE = [*method_slice(), *kind_slice()]
+# What takes seconds each, every graph, belongs to the long form.
+SLICE = [case for case in (*method_slice(), *kind_slice()) if LONG or all(checks.seconds(name) <= DEAR for name in case[1])]
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import RANK, random_plan, tiny_checkpoint, tiny_model, with_plan
+from long import long
 
 from compress.loading.quantizer import from_pretrained
 from compress.plan import ModuleSpec, Plan
@@ -77,8 +78,8 @@ def test_standalone_file_says_what_it_cannot_hold(tmp_path: Path) -> None:
 
 ONNX = [
     ("gpt2", "crystallized_attention"),
-    ("mistral", "crystallized_attention"),
-    ("llama", "latent_attention"),
+    pytest.param("mistral", "crystallized_attention", marks=long),
+    pytest.param("llama", "latent_attention", marks=long),
     ("qwen3", "latent_attention"),
 ]
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from long import LONG
 
 from fuzzing.run import run
 
 
 def test_random_damage_is_refused_in_a_line(tmp_path: Path) -> None:
-    found = run(0, 100_000 if os.environ.get("COMPRESS_LONG") == "1" else 420, tmp_path)
+    found = run(0, 100_000 if LONG else 420, tmp_path)
     assert (found.executed, found.slow, found.large, found.tracebacks) == ([], [], [], [])
     assert len(found.by_target) == 7
     assert 0.2 < found.refused / found.cases < 0.98, "cases that are all refused, or none, test one line"

@@ -7,11 +7,11 @@ import os
 import random
 
 import pytest
+from long import LONG
 
 from reliability.commands import COMMANDS
 from reliability.trial import Trial
 
-LONG = os.environ.get("COMPRESS_LONG") == "1"
 POINTS = 1  # per command
 SLOW = ("export onnx", "export torch", "bench", "report", "layers", "sweep")  # in the long form only: a second a run or more
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+from long import LONG
 from recipes_for_tests import evaluated_recipe, tiny_folder
 
 OTHERS = ("torch", "numpy", "yaml", "transformers", "pydantic", "typer", "sympy", "sitecustomize", "usercustomize", "exporters")
@@ -58,11 +59,14 @@ def test_no_command_and_no_helper_process_imports_from_the_working_folder(tmp_pa
     small = ["--runtimes", "eager", "--devices", "cpu", "--contexts", "8", "--prefill", "8", "--repeats", "2"]
     commands = [
         ["fit", str(tmp_path / "r.yaml")],
-        ["export", str(out), "--torch"],
         ["bench", str(out), *small],  # starts processes of its own
-        ["report", str(out / "bench")],
-        ["eval", str(out), "--text", str(model / "text.txt"), "--length", "32", "--sequences", "2"],
     ]
+    if LONG:
+        commands += [
+            ["export", str(out), "--torch"],
+            ["report", str(out / "bench")],
+            ["eval", str(out), "--text", str(model / "text.txt"), "--length", "32", "--sequences", "2"],
+        ]
     # -P: as the installed command is started, which has its own folder in front, not the working one.
     command = [sys.executable, "-P", "-c", PROGRAM, json.dumps(commands)]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)

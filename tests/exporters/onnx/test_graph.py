@@ -11,7 +11,8 @@ import onnx_ir as ir
 import pytest
 import torch
 from checkpoints import D_FF, D_MODEL, FAMILIES, VOCABULARY, tiny_checkpoint
-from onnx_folders import CASES, FLOAT32, folders, slow
+from long import long
+from onnx_folders import CASES, FLOAT32, folders
 
 from compress.loading.quantizer import from_pretrained
 from exporters.onnx import graph as graph_export
@@ -23,7 +24,7 @@ def random_ids(*shape: int, seed: int = 5) -> torch.Tensor:
     return torch.randint(1, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("name", FLOAT32)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[long] * (name in ("opt", "across"))) for name in FLOAT32])
 def test_logits_and_generation_are_those_of_transformers(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     checkpoint, out = folders(name, tmp_path_factory)
     model, graph = from_pretrained(checkpoint, dtype=torch.float32), OnnxModel(out, threads=1)
@@ -183,7 +184,7 @@ def test_progress_reaches_its_total(traced: tuple[Path, ir.Model], tmp_path: Pat
     assert seen[0] == ("export onnx", seen.count(None))
 
 
-@slow
+@long
 @pytest.mark.parametrize("kinds", [(), ("low_rank_linear", "symbolic_mlp"), ("pivoted_linear", "affine_mlp")], ids="-".join)
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_every_architecture(model_type: str, kinds: tuple[str, ...], tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_every_architecture(model_type: str, kinds: tuple[str, ...], tmp_path: P
     assert report["parity"]["CPUExecutionProvider"]["greedy_equal"] == 64
 
 
-@slow
+@long
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("opset", [18, 20, 21, 22, 24, 25])
 def test_every_opset(opset: int, dtype: str, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from onnx_folders import folders, slow
+from long import long
+from onnx_folders import folders
 
 from compress.cli.tables import export_table
 from compress.loading.quantizer import from_pretrained
@@ -73,7 +74,7 @@ def test_every_graph_that_is_written_has_a_row_of_its_own() -> None:
     ]
 
 
-@slow
+@long
 def test_novella_keeps_its_tied_head_in_float_and_is_half_the_size(tmp_path: Path) -> None:
     """The head's matrix is the embedding, which is looked up in float: a quantized copy would be an addition."""
     report = export_onnx("novella", tmp_path, quantize="int8")
