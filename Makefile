@@ -21,11 +21,12 @@ demo: $(INSTALLED)
 	$(BIN)/compress export $(DEMO) --onnx --torch
 	$(BIN)/compress bench $(DEMO)
 
-# One thread per worker: two workers on a small machine otherwise spend their time waiting for each other.
+# One thread per worker: two workers on a small machine otherwise spend their time waiting for each other. A file stays with
+# one worker, so that what its tests share is made once.
 test: export OMP_NUM_THREADS = 1
 test: export OMP_WAIT_POLICY = passive
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # ARGS="--only latent_kv --limit 20" for a part; outcomes in runs/conformance.jsonl, the table in docs/numbers/conformance.json.
 conformance: export OMP_NUM_THREADS = 1
