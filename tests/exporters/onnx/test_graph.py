@@ -142,10 +142,10 @@ def test_a_wrong_graph_is_an_error_with_numbers_and_is_not_written(traced: tuple
     weight = graph.graph.initializers["model.layers.1.self_attn.q_proj.basis.T"]
     assert weight.const_value is not None
     weight.const_value = ir.tensor(weight.const_value.numpy() * 1.01)
-    (tmp_path / "export.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RuntimeError, match=r"CPUExecutionProvider: logits differ by \d.*above.*left_padded"):
         export_onnx(checkpoint, tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["export.json"]  # what was there before is still there
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]  # what was there before is still there
 
 
 def test_large_weights_lie_outside_the_protobuf(
