@@ -114,11 +114,21 @@ class Checkpoint:
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         opset: int = 23,
         quantize: Literal["int8", "int4"] | None = None,
+        agreement: float | None = None,
         progress: Shown = None,
     ) -> dict[str, Any]:
         """Export it as ONNX and as standalone torch code; see `compress.export`."""
         return finished.export(
-            self, onnx=onnx, torch=torch, pt2=pt2, out=out, dtype=dtype, opset=opset, quantize=quantize, progress=progress
+            self,
+            onnx=onnx,
+            torch=torch,
+            pt2=pt2,
+            out=out,
+            dtype=dtype,
+            opset=opset,
+            quantize=quantize,
+            agreement=agreement,
+            progress=progress,
         )
 
     def bench(self, **options: Any) -> dict[str, Any]:

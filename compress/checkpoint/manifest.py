@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from compress.checkpoint import disk
 from compress.checkpoint.files import hash_file, read_json, sweep_parts, write_json
@@ -26,15 +28,33 @@ _BESIDE = (
 )
 
 
+class _Content(BaseModel):
+    """What the file holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    generation: NonNegativeInt = 0
+    taking: NonNegativeInt | None = None  # the generation that a journal is moving in
+    files: dict[str, dict[str, str]]
+
+
 class Manifest:
-    """The manifest of a folder, and of it the files of one part. Nothing is written where the folder is only looked at."""
+    """The manifest of a folder, and of it the files of one part. Nothing is written where the folder is only looked at.
+
+    Raises ValueError for a manifest that is none of ours, or names what is not in the folder: it may have come with it.
+    """
 
     def __init__(self, folder: Path, part: str) -> None:
         self.folder, self.part = folder, part
-        read = read_json(folder / FILE)
-        if not isinstance(read, dict) or not isinstance(read.get("files"), dict):
-            read = {"format": 1, "generation": 0, "files": _adopted(folder)}
-        self.content: dict[str, Any] = read
+        read = read_json(folder / FILE) or {"files": _adopted(folder)}
+        try:
+            self.content: dict[str, Any] = _Content.model_validate(read).model_dump(exclude_none=True)
+        except ValidationError:
+            raise ValueError(f"{folder / FILE} was not written by compress; move it away") from None
+        for name in self.known:
+            if not _inside(folder, name):
+                raise ValueError(f"{folder / FILE} names {name[:200]!r}, which is not in the folder; move that file away")
 
     @property
     def generation(self) -> int:
@@ -123,13 +143,21 @@ class Manifest:
             self.write()
 
 
+def _inside(folder: Path, name: str) -> bool:
+    """Whether a name is that of a file below a folder, with no way out over `..` or a link."""
+    parts = PurePath(name).parts
+    if not parts or PurePath(name).is_absolute() or ".." in parts:
+        return False
+    return (folder / name).parent.resolve().is_relative_to(folder.resolve())
+
+
 def _adopted(folder: Path) -> dict[str, dict[str, str]]:
     """The files of a checkpoint that was written before there were manifests: its report has the digests of its weights."""
     report = read_json(folder / "report.json")
     weights = report.get("files") if isinstance(report, dict) else None
     if not isinstance(weights, dict) or not weights:
         return {}
-    found = {str(name): str(digest) for name, digest in weights.items()}
+    found = {str(name): str(digest) for name, digest in weights.items() if _inside(folder, str(name))}
     if not any((folder / name).is_file() and hash_file(folder / name) == digest for name, digest in found.items()):
         return {}
     found |= {name: hash_file(folder / name) for name in _BESIDE if (folder / name).is_file()}

@@ -87,7 +87,7 @@ def test_a_model_keeps_the_tokenizer_it_was_loaded_with(tmp_path):
 
 
 def test_what_cannot_be_compressed_from_memory(tmp_path, fitted):
-    plain = {"calibration": {"text": "novella", "sequences": 2}, "steps": [STEP], "output": str(tmp_path / "out")}
+    plain = {"calibration": {"text": "novella", "sequences": 2, "length": 32}, "steps": [STEP], "output": str(tmp_path / "out")}
     with pytest.raises(ValueError, match="model: Linear given; give a transformers model"):
         compress.fit(plain, model=torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="give tokenizer= beside model="):

@@ -1,6 +1,7 @@
 """The Python interface: a twin of every command, cheap to import."""
 
 import ast
+import inspect
 import json
 import re
 import subprocess
@@ -52,6 +53,11 @@ def test_type_checkers_see_every_name():
     source = Path(compress.__file__).read_text()
     block = source.partition("if TYPE_CHECKING:")[2].partition("__all__")[0]
     assert set(re.findall(r"\b\w+\b", re.sub(r"from [\w.]+ import", "", block))) == {*compress._FILES, *compress._ROOMS}
+
+
+def test_a_checkpoint_exports_with_every_option_of_the_function():
+    ours, theirs = (inspect.signature(function).parameters for function in (compress.Checkpoint.export, compress.export))
+    assert [str(p) for p in ours.values()][1:] == [str(p) for p in theirs.values()][1:]
 
 
 def test_every_public_function_says_what_it_takes_gives_and_raises_with_an_example():

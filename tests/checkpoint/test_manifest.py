@@ -12,6 +12,7 @@ from compress.checkpoint.beside import beside
 from compress.checkpoint.files import hash_file, sweep_parts, write_json, write_text
 from compress.checkpoint.lock import locked
 from compress.checkpoint.manifest import CLAIMED, FILE, Manifest
+from compress.checkpoint.swap import recover
 from compress.checkpoint.work import open_work, work_of
 
 
@@ -95,3 +96,31 @@ def test_a_folder_is_never_removed_through_a_link(tmp_path):
     (tmp_path / "ours").symlink_to(tmp_path / "theirs")
     disk.remove_tree(tmp_path / "ours")
     assert (tmp_path / "theirs" / "a.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../victim", "/etc/victim", "a/../../victim", "", ".", "link/victim"])
+def test_a_manifest_that_came_with_a_folder_reaches_nothing_outside_it(tmp_path, name):
+    """With a journal to finish: as an archive with a stage beside the folder would have it."""
+    folder, stage = tmp_path / "out", tmp_path / ".out.next"
+    for made in (folder, stage, tmp_path / "victim"):
+        made.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    write_json(folder / FILE, {"generation": 0, "taking": 1, "files": {"x": {name: CLAIMED}}})
+    write_json(stage / FILE, {"generation": 1, "files": {}})
+    with pytest.raises(ValueError, match="which is not in the folder; move that file away"):
+        recover(folder)
+    assert (tmp_path / "victim").is_dir()
+
+
+@pytest.mark.parametrize("content", [{"files": {"x": {"a": 1}}}, {"files": [], "format": 1}, {"files": {}, "taking": "all"}])
+def test_a_manifest_of_another_kind_is_refused(tmp_path, content):
+    write_json(tmp_path / FILE, content)
+    with pytest.raises(ValueError, match="was not written by compress; move it away"):
+        Manifest(tmp_path, "checkpoint")
+
+
+def test_a_report_that_came_with_a_folder_adopts_nothing_outside_it(tmp_path):
+    write_text(tmp_path / "victim.txt", "mine")
+    folder = tmp_path / "out"
+    write_json(folder / "report.json", {"files": {"../victim.txt": hash_file(tmp_path / "victim.txt")}})
+    assert Manifest(folder, "checkpoint").own == {}
