@@ -72,17 +72,17 @@ def quality_table(quality: Mapping[str, Any]) -> Table:
     table.add_column("model")
     for column in ("nats per token", "beyond the original", "perplexity"):
         table.add_column(column, justify="right")
-    if not all(lever["taken"] for lever in quality["levers"]):
+    undone = not all(lever["taken"] for lever in quality["levers"])
+    if undone:
         table.add_column("taken")
     table.add_row("original", f"{quality['dense_nll']:.4f}", "", f"{math.exp(quality['dense_nll']):.2f}")
     for lever in quality["levers"]:
         if (nll := lever["nll"]) is None:
             table.add_row(lever["lever"], "not finite", "", "", "undone")
             continue
-        kept = "yes" if lever["taken"] else "no better: undone"
-        table.add_row(
-            lever["lever"], f"{nll:.4f}", f"{nll - quality['dense_nll']:+.4f}", f"{math.exp(min(nll, 700)):.2f}", kept
-        )
+        taken = ["yes" if lever["taken"] else "no better: undone"] * undone
+        beyond = f"{nll - quality['dense_nll']:+.4f}"
+        table.add_row(lever["lever"], f"{nll:.4f}", beyond, f"{math.exp(min(nll, 700)):.2f}", *taken)
     return table
 
 
