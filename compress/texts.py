@@ -170,8 +170,11 @@ def _string(value: object, where: str, column: str, tokenizer: Any) -> str:
         raise ValueError(f"{where}: column {column!r} holds {type(value).__name__}, not text; set column to one that does")
     text = value or ""
     # JSON may hold half of a character that is written as two; no tokenizer takes it.
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"{where}: half a character, an unpaired surrogate such as \\ud83d; leave the row out, or mend it")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        message = f"{where}: half a character, an unpaired surrogate such as \\ud83d; leave the row out, or mend it"
+        raise ValueError(message) from None
     return text
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from compress.architecture import architecture
 from compress.checkpoint.shards import DTYPE_NAMES
+from compress.checkpoint.units import hash_tensors
 
 
 class InMemory:
@@ -50,11 +49,7 @@ class InMemory:
 
     @cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for name in sorted(self):
-            digest.update(f"{name}:{self.dtypes[name]}:{self.shapes[name]};".encode())
-            digest.update(self.tensor(name).contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return hash_tensors(self._tensors)
 
 
 def _stored(model: Any) -> dict[str, Tensor]:

@@ -170,7 +170,8 @@ def _journal(folder: Path, stage: Path) -> None:
     if (stage / CONFIG).is_file():  # not moved yet: what is there is the old one
         disk.remove(folder / CONFIG)
     for name in sorted(set(manifest.known) - set(new.known)):
-        disk.remove_tree(folder / name)
+        if manifest.holds(name):  # edited, it is the user's
+            disk.remove_tree(folder / name)
     for name in sorted((name for name in new.known if (stage / name).exists()), key=lambda name: (name == CONFIG, name)):
         disk.make((folder / name).parent)
         disk.move(stage / name, folder / name)

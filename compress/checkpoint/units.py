@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -25,6 +27,16 @@ class Artefact:
     def __post_init__(self) -> None:
         # As it will be read back: whoever goes on with it now writes what a resumed run would write.
         object.__setattr__(self, "metadata", json.loads(json.dumps(self.metadata, sort_keys=True)))
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and values, one tensor in memory at a time; equal whatever holds them."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_unit(path: Path, artefact: Artefact, fingerprint: str) -> None:

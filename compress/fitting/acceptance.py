@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from compress import data, kinds
 from compress.checkpoint.files import hash_json, read_json, write_json
+from compress.checkpoint.units import hash_tensors
 from compress.fitting.assemble import storage_dtype
 from compress.fitting.job import Job
+from compress.fitting.look_ahead import Texts
 from compress.fitting.units import evenly
 from compress.loading.modules import install, within
 from compress.methods.base import Replacement
@@ -28,9 +30,6 @@ from compress.stream.hidden import NotFiniteError
 from compress.stream.model import StreamedModel
 
 FORMAT = 1  # raise when a kept loss changes meaning
-WINDOWS = 16  # at most
-TOKENS = 8192  # at most, but never fewer than LEAST windows
-LEAST = 4
 LOGITS_ELEMENTS = 2**26  # logits of one batch at most: 256 MiB in float32
 
 
@@ -46,25 +45,22 @@ class Outcome:
 class Acceptance:
     """Judges levers one after another; each is measured together with those taken before it."""
 
-    def __init__(self, job: Job, calibrated_on: Tensor, source_hash: str, progress: Progress) -> None:
+    def __init__(self, job: Job, texts: Texts, progress: Progress) -> None:
         self.job, self.outcomes = job, list[Outcome]()
-        self.tokens, self.held_out = _windows(job, calibrated_on)
-        recipe = job.recipe.model_dump(mode="json", exclude={"evaluation", "output"})
-        methods = [unit.method.model_dump(mode="json") for unit in job.variants["compressed"]]  # with what was picked by hand
-        self._of_original = hash_json([FORMAT, source_hash, data.token_hash(self.tokens)])  # the same for all points of a sweep
-        self._key = hash_json([self._of_original, recipe, methods])
+        self.tokens, self.held_out = texts.acceptance, texts.held_out
+        self._of_original = [FORMAT, job.model.shards.fingerprint(), data.token_hash(self.tokens)]
         levers = [evenly(job.variants["compressed"]), job.recipe.propagate_error, job.recipe.refine, job.recipe.finetune]
         self._tick = progress("held-out loss", 2 + sum(map(bool, levers)))  # the original and the closed form, too
-        self.dense = self._nll(self._of_original, [])
+        self.dense = self._nll([])
 
     def first(self, lever: str, made: Sequence[Replacement]) -> Sequence[Replacement]:
         """What the next levers start from; taken whatever its loss."""
-        self.outcomes.append(Outcome(lever, self._nll(self._named(lever), made), True))
+        self.outcomes.append(Outcome(lever, self._nll(made), True))
         return made
 
     def better(self, lever: str, before: Sequence[Replacement], after: Sequence[Replacement]) -> Sequence[Replacement]:
         """`after` where its loss is lower than that of all taken so far, else `before`."""
-        nll = self._nll(self._named(lever), after)
+        nll = self._nll(after)
         self.outcomes.append(Outcome(lever, nll, nll < self.nll))  # NaN is not lower
         return after if self.outcomes[-1].taken else before
 
@@ -100,26 +96,17 @@ class Acceptance:
     def _where(self) -> str:
         return "held-out calibration text" if self.held_out else "the calibration text itself"
 
-    def _named(self, lever: str) -> str:
-        """The key of a lever's loss: with those judged before, since after another decision it stands for another model."""
-        return hash_json([self._key, lever, [repr(outcome) for outcome in self.outcomes]])
-
-    def _nll(self, key: str, made: Sequence[Replacement]) -> float:
+    def _nll(self, made: Sequence[Replacement]) -> float:
         file = self.job.work / "losses.json"
         known: dict[str, Any] = read_json(file) or {}
+        # By what is measured, not by the recipe: files it names, other packages and verdicts of speed decide as well.
+        parts = [[[spec.model_dump(mode="json") for spec in r.specs], hash_tensors(r.tensors)] for r in made]
+        key = hash_json([*self._of_original, parts])
         if key not in known:
             known[key] = repr(nll(self.job.model, self.tokens, made))  # as text: JSON has no infinity
             write_json(file, known)
         self._tick()
         return float(known[key])
-
-
-def _windows(job: Job, calibrated_on: Tensor) -> tuple[Tensor, bool]:
-    """(windows to judge on, whether they were held out): of the calibration text, others or, where it has none, its own."""
-    source = job.recipe.calibration
-    most = max(LEAST, min(WINDOWS, TOKENS // source.length))
-    unseen = data.unseen_tokens(source, job.original.tokenizer(), most)
-    return (unseen, True) if len(unseen) >= LEAST else (calibrated_on[-most:], False)
 
 
 @torch.no_grad()

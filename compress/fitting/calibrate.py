@@ -46,6 +46,10 @@ class Gradients:
         saved = read_unit(self._file(name), self.source_hash)
         return None if saved is None else Moments.from_tensors(saved.tensors)
 
+    def has(self, name: str) -> bool:
+        """Whether there are moments of `name`, of this source."""
+        return read_unit(self._file(name), self.source_hash, only=()) is not None
+
     def _file(self, name: str) -> Path:
         # One file per source, so that the moments of another are never read.
         return self.folder / f"{name}.{self.source_hash[:12]}.safetensors"
@@ -205,6 +209,9 @@ class FirstPass:
                 for key, need in self._needs(unit).items():
                     if need.statistic == "gradient":
                         self.gradients.write(need.input_of, cast(Moments, statistics[key]))
+            if self.artefact(unit, only=()) is not None:  # only the moments that a second pass reads were missing
+                tick()
+                continue
             started = time.perf_counter()
             log = SearchLog(self.work / "searches" / unit.group.name, unit.group.modules[-1], tick)
             material = Material(unit.group, self.model.architecture, weights, statistics, layer, self.seed, log)
@@ -235,4 +242,4 @@ class FirstPass:
         read = [need.input_of for need in self._needs(unit).values() if need.statistic == "gradient"]
         if not self.keep_gradients or not read:
             return True
-        return all(self.gradients.read(name) is not None for name in (*read, f"layer.{unit.group.layer}"))
+        return all(self.gradients.has(name) for name in (*read, f"layer.{unit.group.layer}"))

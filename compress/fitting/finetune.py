@@ -71,6 +71,7 @@ def finetune(
         # The sums stand for the values that the run starts from.
         [
             FORMAT,
+            model.shards.fingerprint(),  # the teacher
             data.token_hash(tokens),
             options.model_dump(),
             seed,

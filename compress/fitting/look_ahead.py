@@ -22,11 +22,22 @@ from compress.fitting.job import Job, expected_peak_bytes, tokens_of
 _SPARE = 1.1  # of disk: reports, tokenizer, shards that are being written
 
 
+# Windows that levers are judged on.
+WINDOWS = 16  # at most
+TOKENS = 8192  # at most, but never fewer than LEAST windows
+LEAST = 4
+
+
 @dataclass(frozen=True)
 class Texts:
-    """Windows of tokens, (sequences, length) each, that the model has positions and embeddings for."""
+    """Windows of tokens, (sequences, length) each, that the model has positions and embeddings for.
+
+    Levers are judged on `acceptance`: others of the calibration text (`held_out`), or some of its own where it has no others.
+    """
 
     calibration: Tensor
+    acceptance: Tensor
+    held_out: bool
     evaluation: Mapping[str, Tensor]
 
 
@@ -41,12 +52,17 @@ def look_ahead(job: Job) -> Texts:
     # Lengths first: they are known without reading a text.
     for name in evaluation.texts:
         data.check_length(evaluation.source(name).length, job.model.config, f"evaluation text {name!r}")
-    calibration = tokens_of(job)
+    calibration, source = tokens_of(job), job.recipe.calibration
     tokenizer = job.original.tokenizer()
+    most = max(LEAST, min(WINDOWS, TOKENS // source.length))
+    unseen = data.unseen_tokens(source, tokenizer, most)
+    held_out = len(unseen) >= LEAST
+    if held_out:
+        data.check_tokens(unseen, job.model.config, tokenizer, "calibration")
     read = {name: data.evaluation_tokens(evaluation.source(name), tokenizer) for name in evaluation.texts}
     for name, tokens in read.items():
         data.check_tokens(tokens, job.model.config, tokenizer, f"evaluation text {name!r}")
-    return Texts(calibration, read)
+    return Texts(calibration, unseen if held_out else calibration[-most:], held_out, read)
 
 
 def _room_for_output(job: Job) -> None:
@@ -58,7 +74,7 @@ def _room_for_output(job: Job) -> None:
             raise ValueError(f"output: {str(folder)!r} is to be a folder, and {str(ancestor)!r} is a file; give another path")
         if not os.access(ancestor, os.W_OK | os.X_OK):
             raise ValueError(f"output: {str(ancestor)!r} cannot be written to; give another folder, or change its permissions")
-    there = sum(_sizes(job.recipe.output)) + (0 if job.recipe.output in job.work.parents else sum(_sizes(job.work)))
+    there = sum(_sizes(job.work))  # not the output: the new state stands beside the old one until it is whole
     free = shutil.disk_usage(existing(job.recipe.output)).free
     if needed - there > free:
         raise ValueError(

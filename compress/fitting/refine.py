@@ -36,7 +36,7 @@ def refine(
     # A seed for every layer, so that a resumed run draws what the first would have drawn.
     generator = torch.Generator().manual_seed(twin.seed * 1000 + twin.index)
     train, held = held_out_split(clean.shape[0], options.held_out, generator)
-    root = _metric_root(twin, wanted)
+    root = _metric_root(twin, parts, wanted)
     call = _caller(student, twin.index, targets)
     student.requires_grad_(False)
     for parameter in parameters:
@@ -72,10 +72,13 @@ def refine(
     return {"block_error_before": start, "block_error_after": best}
 
 
-def _metric_root(twin: Twin, targets: Tensor) -> Tensor:
+def _metric_root(twin: Twin, parts: Sequence[Part], targets: Tensor) -> Tensor:
     """Root of the loss metric on the layer's output, scaled to mean 1, (d_model, d_model) in the stream's dtype."""
     size = targets.shape[-1]
-    gradient = twin.gradients.read(f"layer.{twin.index}")
+    # By what this layer's methods ask for, not by what an earlier run may have left: the same recipe, the same bytes.
+    needs = (part.method.needs(part.unit.group, twin.model.architecture).values() for part in parts)
+    weighed = any(need.statistic == "gradient" for some in needs for need in some)
+    gradient = twin.gradients.read(f"layer.{twin.index}") if weighed else None
     metric = torch.eye(size, dtype=torch.float64)
     if gradient is not None and float(gradient.second_moment.diagonal().mean()) > 0:  # else the loss felt nothing of the layer
         moment = gradient.second_moment

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from compress import data
+from compress.checkpoint.disk import remove_tree
 from compress.checkpoint.files import hash_json, read_json, write_json
 from compress.checkpoint.lock import locked
 from compress.checkpoint.swap import recover, replacing
@@ -22,10 +23,10 @@ from compress.fitting.acceptance import Acceptance
 from compress.fitting.assemble import load_variant, storage_dtype
 from compress.fitting.calibrate import BATCH_TOKENS
 from compress.fitting.channel_order import with_free_orders
-from compress.fitting.decide import decided, first_pass_of, replace_on_disk, replacements_of
+from compress.fitting.decide import decided, first_pass_of, replace_on_disk
 from compress.fitting.finetune import finetune
 from compress.fitting.job import Job, prepare, source_hash_of
-from compress.fitting.look_ahead import look_ahead
+from compress.fitting.look_ahead import Texts, look_ahead
 from compress.fitting.picks import Choice, with_picks
 from compress.fitting.second_pass import SecondPass
 from compress.fitting.twin import Part
@@ -55,38 +56,43 @@ def fit(
     Raises FileExistsError where a file that compress did not write is in the way, RuntimeError where another run is on it.
     """
     job = prepare(recipe, work, original)
-    tokens = look_ahead(job).calibration  # nothing is touched for a recipe that cannot run
+    texts = look_ahead(job)  # nothing is touched for a recipe that cannot run
+    tokens = texts.calibration
     with locked(recipe.output):
         recover(recipe.output)
         check_output(job)
         open_work(recipe.output, job.work, fresh)
         source_hash = source_hash_of(job, tokens)
         job, picked = with_picks(job, source_hash, picks, fresh)
-        replacements, quality = _fitted(job, tokens, source_hash, progress)
+        replacements, quality = _fitted(job, texts, source_hash, progress)
         with replacing(recipe.output, PART, keep=EDITABLE) as folder:
             report = assemble(job, replacements["compressed"], source_hash, data.token_hash(tokens), folder, progress)
-            evaluation = evaluate(job, replacements, progress)
+            evaluation = evaluate(job, replacements, texts.evaluation, progress)
             finish(job, replacements["compressed"], {**report, "quality": quality, "evaluation": evaluation}, picked, folder)
+        remove_tree(job.work / "replaced")  # written anew by every fit
     return recipe.output
 
 
 def _fitted(
-    job: Job, tokens: Tensor, source_hash: str, progress: Progress
+    job: Job, texts: Texts, source_hash: str, progress: Progress
 ) -> tuple[dict[str, Sequence[Replacement]], dict[str, Any]]:
     """What replaces what, by variant ("compressed" and the controls), and what each lever did to the loss."""
+    tokens = texts.calibration
     first_pass_of(job, source_hash).run(job.units, tokens, progress)
     replacements: dict[str, Sequence[Replacement]] = {
         name: replace_on_disk(job, units, source_hash) for name, units in job.variants.items()
     }
     recipe = job.recipe
-    acceptance = Acceptance(job, tokens, source_hash, progress)
-    job, kept = closed_form(job, replacements["compressed"], acceptance, source_hash)
+    acceptance = Acceptance(job, texts, progress)
+    job, closed = closed_form(job, replacements["compressed"], acceptance, source_hash)
+    kept = closed
     if recipe.propagate_error:
-        mended = second_pass(job, tokens, source_hash, progress, propagate=True)
+        mended = second_pass(job, closed, tokens, source_hash, progress, propagate=True)
         kept = acceptance.better(PROPAGATION, kept, mended)
     if recipe.refine is not None:
         # Layer by layer with propagation, where that is taken: each is refitted on refined ones.
-        mended = second_pass(job, tokens, source_hash, progress, propagate=acceptance.took(PROPAGATION), refine=True)
+        propagate = acceptance.took(PROPAGATION)
+        mended = second_pass(job, closed, tokens, source_hash, progress, propagate=propagate, refine=True)
         kept = acceptance.better("block refinement", kept, mended)
     if recipe.finetune is not None:
         tick = progress("finetune", recipe.finetune.steps)
@@ -109,16 +115,18 @@ def closed_form(
 
 
 def second_pass(
-    job: Job, tokens: Tensor, source_hash: str, progress: Progress, *, propagate: bool, refine: bool = False
+    job: Job,
+    closed: Sequence[Replacement],
+    tokens: Tensor,
+    source_hash: str,
+    progress: Progress,
+    *,
+    propagate: bool,
+    refine: bool = False,
 ) -> list[Replacement]:
     """Error propagation, block refinement or both, from the closed form on; in the order of the units."""
     units = job.variants["compressed"]
-    parts = [
-        Part(unit, method, replacement)
-        for unit, method, replacement in zip(
-            units, decided(job, units, source_hash), replacements_of(job, units, source_hash), strict=True
-        )
-    ]
+    parts = [Part(*part) for part in zip(units, decided(job, units, source_hash), closed, strict=True)]
     layers = [[part for part in parts if part.unit.group.layer == index] for index in range(job.model.n_layers)]
     run = SecondPass(
         job.model,
@@ -134,15 +142,14 @@ def second_pass(
     return [replacement for layer in run.run(tokens, batch, layers, source_hash, tick) for replacement in layer]
 
 
-def evaluate(job: Job, replacements: Mapping[str, Sequence[Replacement]], progress: Progress) -> dict[str, Any]:
+def evaluate(
+    job: Job, replacements: Mapping[str, Sequence[Replacement]], texts: Mapping[str, Tensor], progress: Progress
+) -> dict[str, Any]:
     """Perplexity of every variant on every text of the recipe, in float32, and how often its surrogates clamped."""
     from compress.evaluating.clamping import measured as measure
 
-    evaluation = job.recipe.evaluation
-    if not evaluation.texts:
+    if not texts:
         return {}
-    tokenizer = job.original.tokenizer()
-    texts = {name: data.evaluation_tokens(evaluation.source(name), tokenizer) for name in evaluation.texts}
     tick = progress("evaluate", len(texts) * (1 + len(replacements)))
     out: dict[str, Any] = {}
     # The original's numbers are kept beside the units: the points of a sweep measure it once.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.checkpoint.files import hash_json
-from compress.checkpoint.units import Artefact, read_unit, write_unit
+from compress.checkpoint.units import Artefact, hash_tensors, read_unit, write_unit
 from compress.fitting.calibrate import Gradients
 from compress.fitting.propagate import propagate
 from compress.fitting.refine import refine
@@ -28,7 +28,7 @@ from compress.recipe import Refinement
 from compress.stream.hidden import Hidden
 from compress.stream.model import StreamedModel
 
-FORMAT = 2  # raise when the content of the layer files changes meaning
+FORMAT = 3  # raise when the content of the layer files changes meaning
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class SecondPass:
         self, layer: nn.Module, index: int, parts: Sequence[Part], original: Hidden, compressed: Hidden, fingerprint: str
     ) -> list[Replacement]:
         file = self.work / "refined" / f"{index}.{fingerprint[:12]}.safetensors"
-        done = read_unit(file, fingerprint)
+        done, closed = read_unit(file, fingerprint), parts
         twin = Twin(self.model, index, layer, self.storage_dtype, self.gradients, self.seed)
         if done is None and self.propagate_error:
             parts = propagate(twin, parts, original, compressed)
@@ -80,10 +80,10 @@ class SecondPass:
                 note = refine(twin, self.refinement, parts, inputs, original, compressed)
             done = Artefact(_tensors(twin, parts), {"parts": [_described(p.replacement, note) for p in parts]})
             write_unit(file, done, fingerprint)
-        # From the artefact in either case, so that a resumed run goes on with the same numbers.
+        # From the artefact and the closed form in either case, so that a resumed run goes on with the same numbers.
         replacements = [
             _finished(part.replacement, described, done.tensors)
-            for part, described in zip(parts, done.metadata["parts"], strict=True)
+            for part, described in zip(closed, done.metadata["parts"], strict=True)
         ]
         for replacement in replacements:
             twin.install(replacement)
@@ -119,5 +119,5 @@ def _identity(part: Part) -> Any:
     return [
         part.unit.group.modules,
         part.method.model_dump(mode="json"),
-        [float(t.double().sum()) for t in part.replacement.tensors.values()],
+        hash_tensors(part.replacement.tensors),
     ]

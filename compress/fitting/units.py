@@ -50,6 +50,7 @@ def units_of(recipe: Recipe, architecture: Architecture, n_layers: int) -> list[
 
 
 def _units_of_step(index: int, step: Step, architecture: Architecture, n_layers: int) -> list[Unit]:
+    step = step.model_copy(update={"options": step.options.settled()})
     if step.options.replaces == "mlp":
         if step.targets.modules is not None or step.targets.roles != "all":
             raise ValueError(f"steps.{index}: {step.method} replaces whole MLPs; give layers, not roles or globs")

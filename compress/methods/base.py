@@ -175,6 +175,10 @@ class Method(BaseModel):
         """Of one step's finished units: the method of each, with what they decide together. Artefacts hold spectra only."""
         return [self] * len(artefacts)
 
+    def settled(self) -> Method:
+        """The same with the content of files that its options name, so that options say all that a result depends on."""
+        return self
+
     def evenly(self) -> Method | None:
         """The same with an equal share for each unit of what a step's units share out; None where they share out nothing."""
         return None

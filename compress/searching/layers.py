@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from compress import methods
 from compress.checkpoint.files import hash_json, write_json
@@ -78,15 +79,24 @@ def choose_layers(
         able = ", ".join(name for name in methods.names() if methods.load(name).saves is not None)
         raise ValueError(f"layers are chosen for one step of {able}; the recipe has {found}")
     job = prepare(recipe)
-    with search_folder(job, "layers", fresh, LOG, CHOICES, PICTURE) as folder:
-        return _choose(job, options, saves, folder, progress)
-
-
-def _choose(job: Job, options: LayerOptions, saves: str, folder: Manifest, progress: Progress) -> dict[str, Any]:
-    recipe, log = job.recipe, folder.folder / LOG
-    sizes = options.length, options.search_windows, options.test_windows
-    (asked,), held_out = metrics.windows(recipe.evaluation, *sizes, job.original.tokenizer())
+    # Read before anything of an earlier run is forgotten.
+    splits = metrics.windows(job, options.length, options.search_windows, options.test_windows)
     tokens = tokens_of(job)
+    with search_folder(job, "layers", fresh, LOG, CHOICES, PICTURE) as folder:
+        return _choose(job, options, saves, splits, tokens, folder, progress)
+
+
+def _choose(
+    job: Job,
+    options: LayerOptions,
+    saves: str,
+    splits: tuple[list[metrics.Perplexity], metrics.Perplexity],
+    tokens: Tensor,
+    folder: Manifest,
+    progress: Progress,
+) -> dict[str, Any]:
+    recipe, log = job.recipe, folder.folder / LOG
+    (asked,), held_out = splits
     found = families(job, tokens, options.sizes, options.controls, progress)
     own = recipe.steps[0].method
     # The sizes of a layer are alternatives: what they replace counts once.

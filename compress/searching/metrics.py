@@ -14,8 +14,9 @@ from torch import Tensor
 
 from compress import data
 from compress.evaluating.tasks import Question, _joint_tokens, read_questions
-from compress.recipe import Evaluation
+from compress.fitting.job import Job
 
+Splits = tuple[Sequence["Perplexity | Accuracy"], "Perplexity | Accuracy"]  # what the search sees, and what the report sees
 CHUNKS = 4  # of the search questions: three decide, the fourth checks
 
 
@@ -84,17 +85,21 @@ def questions(file: Path, seed: int, tokenizer: Any) -> tuple[list[Accuracy], Ac
     return [Accuracy.of(asked[i:half:CHUNKS], tokenizer) for i in range(CHUNKS)], Accuracy.of(asked[half:], tokenizer)
 
 
-def windows(evaluation: Evaluation, length: int, search: int, test: int, tokenizer: Any) -> tuple[list[Perplexity], Perplexity]:
-    """(first `search` windows, last `test` windows) of the first evaluation text. Raises ValueError where they overlap.
+def windows(job: Job, length: int, search: int, test: int) -> tuple[list[Perplexity], Perplexity]:
+    """(first `search` windows, last `test` windows) of the first evaluation text. Raises ValueError where they overlap, and for
+    what the model has no place for.
 
     A text with `sequences` of its own ends there: what follows is in neither split.
     """
+    evaluation, tokenizer, config = job.recipe.evaluation, job.original.tokenizer(), job.model.config
     if not evaluation.texts:
         raise ValueError("evaluation.texts is empty; a search needs one: --set evaluation.texts.own.text=novella")
     name, text = next(iter(evaluation.texts.items()))
     # As many windows of this length as hold the tokens of the text's own sequences.
     most = None if text.sequences is None else max(1, text.sequences * evaluation.source(name).length // length)
-    found = data.evaluation_tokens(evaluation.source(name).model_copy(update={"length": length, "sequences": most}), tokenizer)
+    data.check_length(length, config, f"evaluation text {name!r}")
+    source = evaluation.source(name).model_copy(update={"length": length, "sequences": most})
+    found = data.check_tokens(data.evaluation_tokens(source, tokenizer), config, tokenizer, f"evaluation text {name!r}")
     if len(found) < search + test:
         raise ValueError(
             f"evaluation text {name!r} gives {len(found)} windows of {length}, the two splits need {search + test}: "

@@ -37,6 +37,8 @@ def points_of_settings(recipe: Origin, settings: Settings, overrides: Sequence[s
     """The points of `sweep`, checked. Raises ValueError for settings that vary nothing or do not make a recipe."""
     plain, origin = _read(recipe, overrides)
     axes = dict(settings) if isinstance(settings, Mapping) else dict(parse_setting(setting) for setting in settings)
+    if empty := [key for key, values in axes.items() if not values]:
+        raise ValueError(f"{empty[0]}: no values; give one or several")
     if all(len(values) == 1 for values in axes.values()):
         raise ValueError("a sweep needs a key with several values, such as --set steps.0.rank.keep=0.8,0.6,0.4")
     return points_of(plain, axes, origin)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
 
 from compress.checkpoint.files import hash_json, write_json
 from compress.checkpoint.manifest import Manifest
@@ -86,19 +87,21 @@ def search(
     options = options or SearchOptions.model_validate({})
     job = prepare(recipe)
     _within_layers(job)
-    with search_folder(job, "search", fresh, LOG, TABLE) as folder:
-        return _search(job, options, folder, progress)
-
-
-def _search(job: Job, options: SearchOptions, folder: Manifest, progress: Progress) -> dict[str, Any]:
-    recipe, log = job.recipe, folder.folder / LOG
-    tokenizer = job.original.tokenizer()
+    # Read before anything of an earlier search is forgotten.
     if options.tasks is not None:
-        asked, held_out = metrics.questions(options.tasks, recipe.seed, tokenizer)
+        splits: metrics.Splits = metrics.questions(options.tasks, recipe.seed, job.original.tokenizer())
     else:
-        sizes = options.length, options.search_windows, options.test_windows
-        asked, held_out = metrics.windows(recipe.evaluation, *sizes, tokenizer)
+        splits = metrics.windows(job, options.length, options.search_windows, options.test_windows)
     tokens = tokens_of(job)
+    with search_folder(job, "search", fresh, LOG, TABLE) as folder:
+        return _search(job, options, splits, tokens, folder, progress)
+
+
+def _search(
+    job: Job, options: SearchOptions, splits: metrics.Splits, tokens: Tensor, folder: Manifest, progress: Progress
+) -> dict[str, Any]:
+    log = folder.folder / LOG
+    asked, held_out = splits
     source_hash = source_hash_of(job, tokens)
     first_pass = first_pass_of(job, source_hash)
     first_pass.run(job.variants["compressed"], tokens, progress)

@@ -16,13 +16,14 @@ from typing import Any
 from torch import Tensor
 
 from compress.checkpoint.beside import beside
-from compress.checkpoint.files import read_json, write_json
+from compress.checkpoint.files import hash_file, hash_json, read_json, write_json
 from compress.checkpoint.lock import locked
 from compress.checkpoint.manifest import Manifest
 from compress.checkpoint.work import open_work
 from compress.fitting import run
 from compress.fitting.calibrate import FirstPass
-from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
+from compress.fitting.job import Job, prepare, source_hash_of
+from compress.fitting.look_ahead import look_ahead
 from compress.fitting.write import check_output
 from compress.progress import Progress, silent
 from compress.reporting import plots
@@ -50,6 +51,10 @@ def fit_points(points: Sequence[Point], progress: Progress = silent, *, fresh: b
     root = points[0].recipe.output.parent
     work = beside(root, "", ".work")
     jobs = [prepare(point.recipe, work) for point in points]
+    tokens: dict[Any, Tensor] = {}
+    for job in jobs:
+        if (key := _inputs(job)) not in tokens:  # points that share a model and its texts are looked at once
+            tokens[key] = look_ahead(job).calibration
     with locked(root):
         folder = Manifest(root, "sweep")
         folder.check([TABLE, PICTURE])
@@ -58,35 +63,39 @@ def fit_points(points: Sequence[Point], progress: Progress = silent, *, fresh: b
         open_work(root, work, fresh)
         if fresh:
             folder.remove(TABLE, PICTURE)
-        return _fit_points(points, jobs, folder, progress)
+        return _fit_points(points, jobs, [tokens[_inputs(job)] for job in jobs], folder, progress)
 
 
-def _fit_points(points: Sequence[Point], jobs: Sequence[Job], folder: Manifest, progress: Progress) -> list[dict[str, Any]]:
-    tokens: dict[Any, Any] = {}
-    source_hashes = []
-    for job in jobs:
-        # Points that share a model and a text share its tokens.
-        key = (job.recipe.model, job.recipe.calibration)
-        tokens.setdefault(key, tokens_of(job) if key not in tokens else None)
-        source_hashes.append(source_hash_of(job, tokens[key]))
+def _inputs(job: Job) -> str:
+    """What the texts of a point depend on."""
+    recipe = job.recipe
+    return hash_json([part.model_dump(mode="json") for part in (recipe.model, recipe.calibration, recipe.evaluation)])
+
+
+def _fit_points(
+    points: Sequence[Point], jobs: Sequence[Job], tokens: Sequence[Tensor], folder: Manifest, progress: Progress
+) -> list[dict[str, Any]]:
+    source_hashes = [source_hash_of(job, own) for job, own in zip(jobs, tokens, strict=True)]
+    asked = [_asked(job, source_hash) for job, source_hash in zip(jobs, source_hashes, strict=True)]
     known = {row["name"]: row for row in (read_json(folder.folder / TABLE) or {}).get("points", [])}
     rows = {
         point.name: known[point.name]
-        for point, source_hash in zip(points, source_hashes, strict=True)
-        if point.name in known and _is_of(known[point.name], point, source_hash)
+        for point, wanted in zip(points, asked, strict=True)
+        if point.name in known and _is_of(known[point.name], point, wanted)
     }
     waiting = [i for i, point in enumerate(points) if point.name not in rows]
     # Jobs of one source hash read the same model and tokens, so that one pass serves all of them.
     for source_hash in dict.fromkeys(source_hashes[i] for i in waiting):
-        members = [jobs[i] for i in waiting if source_hashes[i] == source_hash]
-        _fit_units(members, source_hash, tokens[members[0].recipe.model, members[0].recipe.calibration], progress)
+        members = [i for i in waiting if source_hashes[i] == source_hash]
+        _fit_units([jobs[i] for i in members], source_hash, tokens[members[0]], progress)
     tick = progress("points", len(waiting))
     for i in waiting:
         run.fit(points[i].recipe, work=jobs[i].work)
-        rows[points[i].name] = _row(points[i], source_hashes[i])
+        rows[points[i].name] = _row(points[i], asked[i])
         _write(folder, points, rows)  # after each point, so that one that is killed loses no other
         tick()
     done = _write(folder, points, rows)
+    folder.remove(PICTURE)  # there may be nothing to draw this time
     with folder.files(PICTURE) as (picture,):
         plot(done, picture)
     return done
@@ -102,22 +111,26 @@ def _fit_units(jobs: Sequence[Job], source_hash: str, tokens: Tensor, progress: 
     FirstPass(jobs[0].model, jobs[0].work, source_hash, jobs[0].recipe.seed, keep_gradients).run(ordered, tokens, progress)
 
 
-def _is_of(row: Mapping[str, Any], point: Point, source_hash: str) -> bool:
-    """Whether a row and its folder still are what this point would make."""
-    output = point.recipe.output
-    recipe = output / "recipe.yaml"
-    # The material says the inputs are the same, recipe.yaml that the options are; the files, that nobody took the folder away.
-    whole = (output / "config.json").is_file() and (output / "report.json").is_file() and recipe.is_file()
-    return whole and row.get("material") == source_hash and recipe.read_text(encoding="utf-8") == point.recipe.to_yaml()
+def _asked(job: Job, source_hash: str) -> str:
+    """Hash of all that a point's checkpoint depends on: its inputs, its recipe, and what files that it names hold."""
+    units = [unit.method.model_dump(mode="json") for unit in job.variants["compressed"]]
+    return hash_json([source_hash, job.recipe.to_yaml(), units])
 
 
-def _row(point: Point, source_hash: str) -> dict[str, Any]:
+def _is_of(row: Mapping[str, Any], point: Point, asked: str) -> bool:
+    """Whether a row and its folder still are what this point would make, and nobody wrote another checkpoint there."""
+    recipe, config = point.recipe.output / "recipe.yaml", point.recipe.output / "config.json"
+    return row.get("asked") == asked and config.is_file() and recipe.is_file() and row.get("written") == hash_file(recipe)
+
+
+def _row(point: Point, asked: str) -> dict[str, Any]:
     report = json.loads((point.recipe.output / "report.json").read_text(encoding="utf-8"))
     modules = [m for m in report["modules"] if m.get("relative_error") is not None]
     return {
         "settings": dict(point.settings),
         "name": point.name,
-        "material": source_hash,
+        "asked": asked,
+        "written": hash_file(point.recipe.output / "recipe.yaml"),  # an expression that is picked by hand changes it
         "parameters": report["parameters"],
         "evaluation": report["evaluation"],
         "ranks": {m["module"]: m.get("rank") for m in modules},

@@ -196,6 +196,7 @@ class StreamedModel:
                 raise ValueError(f"the loss of calibration batch {position} is not finite; use dtype float32 or other text")
             (gradient,) = torch.autograd.grad(loss, leaf)
             out.append(gradient)
+        self._release_head()
         return out
 
     @torch.no_grad()
@@ -211,9 +212,15 @@ class StreamedModel:
             total += float(
                 nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum")
             )
+        self._release_head()
         if not math.isfinite(total):
             raise NotFiniteError("the loss is NaN or infinite")
         return total / (tokens.shape[0] * (tokens.shape[1] - 1))
+
+    def _release_head(self) -> None:
+        """Drop what `load_head` made resident."""
+        for name in (*self._outside_layers(), self.architecture.head):
+            _release(self.model.get_submodule(name))
 
     def _outside_layers(self) -> tuple[str, ...]:
         """Modules with parameters outside the layers and the head, as the dry pass needs them."""

@@ -15,6 +15,7 @@ from compress import data
 from compress.evaluating.perplexity import perplexity
 from compress.fitting import acceptance, run
 from compress.fitting.job import prepare, tokens_of
+from compress.fitting.look_ahead import WINDOWS, look_ahead
 
 FACTORED = {"method": "feature_space", "rank": {"keep": 0.4}}
 # A wrapped attention, a basis over two layers, pivoted linears, a surrogate.
@@ -27,8 +28,8 @@ MIXED = [
 
 def windows_of(recipe):
     job = prepare(recipe)
-    tokens, held_out = acceptance._windows(job, tokens_of(job))
-    return job, tokens, held_out
+    texts = look_ahead(job)
+    return job, texts.acceptance, texts.held_out
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
@@ -50,7 +51,7 @@ def test_no_window_is_both_calibrated_on_and_judged_on(folders, tmp_path):
     job, tokens, _ = windows_of(recipe)
     seen = {tuple(window) for window in tokens_of(job).tolist()}
     assert not seen & {tuple(window) for window in tokens.tolist()}
-    assert len(tokens) == acceptance.WINDOWS
+    assert len(tokens) == WINDOWS
     source = recipe.calibration.model_copy(update={"sequences": None})
     assert len(data.unseen_tokens(source, job.original.tokenizer(), 8)) == 0
 

@@ -103,8 +103,7 @@ class LowRankMethod(Method):
         d_out, d_in = weight.shape
         metric, weighing = self.input_metric(material), self.output_metric(material)
         added, note = (0.0, {}) if metric is None else _damping(material, d_in)
-        # A loss that feels nothing of these outputs weighs no error of theirs: the factors are the unweighted ones, and every
-        # rank is as good as the next (a root of a zero metric could not be inverted in the dtype that is stored).
+        # What the loss does not feel gets unweighted factors, for a zero metric has no inverse, and any rank costs nothing.
         felt = weighing is None or float(weighing.diagonal().sum()) > 0
         result = factorize(self.target(weight), metric, weighing if felt else None, added)
         if not felt:
@@ -128,8 +127,11 @@ class LowRankMethod(Method):
 
     def evenly(self) -> Method | None:
         """With one budget: the same fraction of every matrix."""
-        uniform = self.rank.model_copy(update={"allocation": "uniform"})
-        return self.model_copy(update={"rank": uniform}) if self.rank.joint else None
+        return self.model_copy(update={"rank": rule}) if (rule := self.rank.uniform()) else None
+
+    def settled(self) -> Method:
+        """With the ranks of a table."""
+        return self.model_copy(update={"rank": self.rank.settled()})
 
     def decide(self, groups: Sequence[Group], artefacts: Sequence[Artefact]) -> list[Method]:
         """With one budget: ranks by the spectra of all units together."""

@@ -56,6 +56,14 @@ class RankRule(BaseModel):
         """Whether the ranks of a step's modules must be chosen together."""
         return self.budget is not None and self.allocation == "global"
 
+    def uniform(self) -> RankRule | None:
+        """The same budget as one fraction of every target; None where nothing is shared out."""
+        return self.model_copy(update={"allocation": "uniform"}) if self.joint else None
+
+    def settled(self) -> RankRule:
+        """With the content of the table. Raises FileNotFoundError or ValueError where it is none."""
+        return self if self.table is None else self.model_copy(update={"ranks": _read(self.table)})
+
     def known_before_fit(self, module: str, d_out: int, d_in: int, form: Form) -> int | None:
         """The rank as far as shapes alone decide it; None where the spectrum does. Raises ValueError above break-even."""
         if self.keep is not None or (self.budget is not None and not self.joint):
@@ -83,16 +91,7 @@ class RankRule(BaseModel):
         return min(rank, spectrum.shape[0])
 
     def _from_table(self, module: str) -> int | None:
-        ranks = self.ranks
-        if ranks is None:
-            assert self.table is not None
-            if not self.table.is_file():
-                raise FileNotFoundError(f"no rank table {str(self.table)!r}; `compress search` writes one")
-            ranks = json_text.read(self.table)
-            # `compress search` writes the ranks beside its measurements; a plain table is read as well.
-            ranks = ranks.get("ranks", ranks) if isinstance(ranks, dict) else None
-            if not isinstance(ranks, dict) or not all(r is None or (type(r) is int and r > 0) for r in ranks.values()):
-                raise ValueError(f"{self.table} is no rank table; it maps module names to ranks of 1 or more, or null")
+        ranks = self.settled().ranks or {}
         if module not in ranks:
             where = self.table or "ranks"
             raise ValueError(
@@ -100,3 +99,14 @@ class RankRule(BaseModel):
             )
         value = ranks[module]
         return None if value is None else int(value)
+
+
+def _read(table: Path) -> dict[str, int | None]:
+    if not table.is_file():
+        raise FileNotFoundError(f"no rank table {str(table)!r}; `compress search` writes one")
+    found = json_text.read(table)
+    # `compress search` writes the ranks beside its measurements; a plain table is read as well.
+    ranks = found.get("ranks", found) if isinstance(found, dict) else None
+    if not isinstance(ranks, dict) or not all(r is None or (type(r) is int and r > 0) for r in ranks.values()):
+        raise ValueError(f"{table} is no rank table; it maps module names to ranks of 1 or more, or null")
+    return ranks
