@@ -55,8 +55,9 @@ def test_type_checkers_see_every_name():
     assert set(re.findall(r"\b\w+\b", re.sub(r"from [\w.]+ import", "", block))) == {*compress._FILES, *compress._ROOMS}
 
 
-def test_a_checkpoint_exports_with_every_option_of_the_function():
-    ours, theirs = (inspect.signature(function).parameters for function in (compress.Checkpoint.export, compress.export))
+@pytest.mark.parametrize("name", ["export", "verify", "evaluate"])
+def test_a_checkpoint_takes_every_option_of_the_function(name):
+    ours, theirs = (inspect.signature(getattr(of, name)).parameters for of in (compress.Checkpoint, compress))
     assert [str(p) for p in ours.values()][1:] == [str(p) for p in theirs.values()][1:]
 
 
