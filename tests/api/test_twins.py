@@ -138,8 +138,13 @@ def test_export(fitted, tmp_path):
     assert (tmp_path / "torch" / "model.py").is_file()
     with pytest.raises(ValueError, match="nothing to export"):
         fitted.export()
-    with pytest.raises(ValueError, match="give torch=True too"):
+    with pytest.raises(ValueError, match="give torch too"):
         fitted.export(onnx=True, pt2=True)
+    with pytest.raises(ValueError, match="give onnx too"):
+        fitted.export(torch=True, agreement=0.9)
+    with pytest.raises(ValueError, match="opset 17 cannot be written"):
+        fitted.export(onnx=True, torch=True, opset=17, out=tmp_path / "both")
+    assert not (tmp_path / "both").exists()
 
 
 def test_bench_and_report(fitted, tmp_path):
