@@ -147,11 +147,12 @@ class Checkpoint:
         length: int = 256,
         sequences: int | None = None,
         limit: int | None = None,
+        bos: Literal["auto"] | bool = "auto",
         progress: Shown = None,
     ) -> dict[str, Any]:
         """Perplexity on texts and accuracy on tasks; see `compress.evaluate`."""
         return finished.evaluate(
-            self, texts=texts, tasks=tasks, length=length, sequences=sequences, limit=limit, progress=progress
+            self, texts=texts, tasks=tasks, length=length, sequences=sequences, limit=limit, bos=bos, progress=progress
         )
 
     def expressions(self, layer: int | None = None) -> list[LayerExpressions]:

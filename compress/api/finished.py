@@ -76,15 +76,22 @@ def export(
     1.0
     """
     if not (onnx or torch):
-        raise ValueError("nothing to export; give onnx=True, torch=True, or both")
+        raise ValueError("nothing to export; give onnx, torch, or both")
     if pt2 and not torch:
-        raise ValueError("pt2 is traced from the standalone torch code; give torch=True too")
+        raise ValueError("pt2 is traced from the standalone torch code; give torch too")
+    if not onnx and (quantize is not None or agreement is not None):
+        raise ValueError("quantize and agreement are of a second ONNX graph; give onnx too")
     from compress.bars import shown
     from compress.checkpoint.lock import locked
 
     folder = checkpoint_folder(checkpoint)
     target = Path(out) if out is not None else folder
     reports: dict[str, Any] = {}
+    given: dict[str, Any] = {"dtype": dtype, "opset": opset, "quantize": quantize, "agreement": agreement}
+    if onnx:  # its options are looked at before torch is written
+        from exporters.onnx.graph import check_options
+
+        check_options(**given)
     with shown(progress) as tell, locked(target):
         if torch:
             from exporters.torch.source import export_pt2, export_torch
@@ -97,10 +104,7 @@ def export(
         if onnx:
             from exporters.onnx.graph import export_onnx
 
-            tick = tell("export onnx", 1)
-            given = {"dtype": dtype, "opset": opset, "quantize": quantize, "agreement": agreement}
-            reports["onnx"] = export_onnx(folder, target / "onnx", **given)  # pyright: ignore[reportArgumentType] - checked there
-            tick()
+            reports["onnx"] = export_onnx(folder, target / "onnx", **given, progress=tell)
     return reports
 
 

@@ -223,10 +223,6 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export a checkpoint as ONNX and as standalone torch code; parity is measured and a breach is an error."""
-    if not (onnx or torch):
-        raise ValueError("nothing to export; give --onnx, --torch, or both")
-    if pt2 and not torch:
-        raise ValueError("--pt2 is traced from the standalone torch code; give --torch too")
     quiet_transformers()
     from compress.api import finished
     from compress.cli import tables

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,7 +54,7 @@ def bench(
         repeats=repeats,
         threads=threads,
         dtype=dtype,
-        texts={Path(name).stem: name for name in text or []} or None,
+        texts=_named(text or []) or None,
         baseline=baseline,
         out=target,
         progress=bar(as_json),
@@ -124,14 +123,20 @@ def _present(results: dict[str, Any], target: Path, as_report: bool, as_json: bo
     from compress.reporting.write import render_table
     from compress.reporting.write import report as write_report
 
+    drawn = write_report(target, target.parent) if as_report else {}
     if as_json:
         emit(results)
-    else:
-        show(render_table(results))
-        print(f"results: {target}")
-    if as_report:
-        for path in write_report(json.loads(target.read_text()), target.parent).values():
-            print(path)
+        return
+    show(render_table(results))
+    print(f"results: {target}")
+    for path in drawn.values():
+        print(path)
+
+
+def _named(texts: list[str]) -> dict[str, str]:
+    """A short name for each text: its stem, or all of it where two have the same one."""
+    stems = [Path(text).stem for text in texts]
+    return {stem if stems.count(stem) == 1 else text: text for stem, text in zip(stems, texts, strict=True)}
 
 
 def _split(text: str) -> list[str]:

@@ -80,7 +80,7 @@ def export_onnx(
     Raises ValueError for options that cannot be, RuntimeError where a graph that would be handed over and torch disagree,
     FileExistsError where a file that compress did not write is in the way.
     """
-    _check(dtype, opset, quantize, agreement)
+    check_options(dtype, opset, quantize, agreement)
     source = locate(resolve_model(str(checkpoint)))
     refuse_growing_positions(load_config(source))
     clock = _Clock(progress)
@@ -142,7 +142,7 @@ def export_onnx(
     return report
 
 
-def _check(dtype: str, opset: int, quantize: str | None, agreement: float | None) -> None:
+def check_options(dtype: str, opset: int, quantize: str | None, agreement: float | None) -> None:
     """Raises ValueError for options that cannot be, before anything is read."""
     if dtype not in parity.TOLERANCE:
         raise ValueError(f"unknown dtype {dtype!r}; there are {', '.join(parity.TOLERANCE)}")
@@ -150,6 +150,8 @@ def _check(dtype: str, opset: int, quantize: str | None, agreement: float | None
         raise ValueError(f"unknown quantization {quantize!r}; there are {', '.join(QUANTIZATIONS)}")
     if quantize is not None and dtype != "float32":
         raise ValueError(f"{quantize} is made from a float32 graph, not {dtype}; leave the dtype out")
+    if agreement is not None and quantize is None:
+        raise ValueError(f"agreement: {agreement} given; a quantized graph is judged by it: give quantize too, or leave it out")
     if agreement is not None and not 0 <= agreement <= 1:
         raise ValueError(f"agreement: {agreement} given; it is a fraction of predictions, from 0 to 1")
     check_opset(opset)

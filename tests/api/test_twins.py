@@ -55,8 +55,9 @@ def test_type_checkers_see_every_name():
     assert set(re.findall(r"\b\w+\b", re.sub(r"from [\w.]+ import", "", block))) == {*compress._FILES, *compress._ROOMS}
 
 
-def test_a_checkpoint_exports_with_every_option_of_the_function():
-    ours, theirs = (inspect.signature(function).parameters for function in (compress.Checkpoint.export, compress.export))
+@pytest.mark.parametrize("name", ["export", "verify", "evaluate"])
+def test_a_checkpoint_takes_every_option_of_the_function(name):
+    ours, theirs = (inspect.signature(getattr(of, name)).parameters for of in (compress.Checkpoint, compress))
     assert [str(p) for p in ours.values()][1:] == [str(p) for p in theirs.values()][1:]
 
 
@@ -137,8 +138,13 @@ def test_export(fitted, tmp_path):
     assert (tmp_path / "torch" / "model.py").is_file()
     with pytest.raises(ValueError, match="nothing to export"):
         fitted.export()
-    with pytest.raises(ValueError, match="give torch=True too"):
+    with pytest.raises(ValueError, match="give torch too"):
         fitted.export(onnx=True, pt2=True)
+    with pytest.raises(ValueError, match="give onnx too"):
+        fitted.export(torch=True, agreement=0.9)
+    with pytest.raises(ValueError, match="opset 17 cannot be written"):
+        fitted.export(onnx=True, torch=True, opset=17, out=tmp_path / "both")
+    assert not (tmp_path / "both").exists()
 
 
 def test_bench_and_report(fitted, tmp_path):

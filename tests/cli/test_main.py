@@ -94,7 +94,9 @@ def test_search(compress, recipe, tmp_path):
         (("fit", "nowhere.yaml"), "no recipe 'nowhere.yaml'; `compress recipes ls` lists the packaged ones"),
         (("methods", "feature_spce"), "unknown method 'feature_spce'; did you mean 'feature_space'? allowed: {methods}"),
         (("recipes", "cp", "nowhere.yaml"), "no recipe 'nowhere.yaml'; `compress recipes ls` lists the packaged ones"),
-        (("export", "."), "nothing to export; give --onnx, --torch, or both"),
+        (("export", "."), "nothing to export; give onnx, torch, or both"),
+        (("export", ".", "--onnx", "--pt2"), "pt2 is traced from the standalone torch code; give torch too"),
+        (("export", ".", "--torch", "--quantize", "int8"), "quantize and agreement are of a second ONNX graph; give onnx too"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_two(compress, arguments, line):

@@ -165,6 +165,7 @@ def test_large_weights_lie_outside_the_protobuf(
         ({"dtype": "float8"}, "unknown dtype 'float8'; there are float32, float16, bfloat16"),
         ({"quantize": "int2"}, "unknown quantization 'int2'; there are int8, int4"),
         ({"quantize": "int8", "dtype": "float16"}, "int8 is made from a float32 graph, not float16"),
+        ({"agreement": 0.9}, "agreement: 0.9 given; a quantized graph is judged by it: give quantize too"),
     ],
 )
 def test_impossible_options_are_answered_before_anything_is_read(options: dict[str, Any], message: str, tmp_path: Path) -> None:
