@@ -116,11 +116,14 @@ def search_table(found: Mapping[str, Any]) -> Table:
     return table
 
 
+_MEASURED = "Δlogit: largest difference from the checkpoint in torch; top-1: its likeliest token; tokens: greedy"
+
+
 def export_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per artefact and provider: size and parity with the checkpoint; everything else is in export.json."""
     table = Table(
         title="export",
-        caption="Δlogit: largest difference from the checkpoint in torch; top-1: its likeliest token; tokens: greedy",
+        caption=_MEASURED,
     )
     for column in ("artefact", "runs in", "MiB", "max |Δlogit|", "of max |logit|", "equal top-1", "equal tokens"):
         table.add_column(column, justify="left" if column in ("artefact", "runs in") else "right", overflow="fold")
@@ -135,6 +138,13 @@ def export_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
         graphs = {"model.onnx": report.get("parity", {})}
         if quantized := report.get("quantized"):
             graphs[quantized["file"]] = quantized["parity"]
+        reasons = dict.fromkeys(
+            f"not by {provider}: {parity['not_run']}"
+            for measured in graphs.values()
+            for provider, parity in measured.items()
+            if "not_run" in parity
+        )
+        table.caption = "\n".join([_MEASURED, *reasons])
         for file, measured in graphs.items():
             size = sum(size for name, size in report["bytes"].items() if name in (file, f"{file}.data"))
             for provider, parity in measured.items():

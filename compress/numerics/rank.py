@@ -36,15 +36,17 @@ def rank_at(keep: float, d_out: int, d_in: int, form: Form = "plain") -> int:
     >>> rank_at(0.5, 64, 64), rank_at(0.5, 64, 64, "pivoted"), rank_at(1.0, 64, 32, "pivoted")
     (16, 18, 32)
     """
-    budget = keep * d_out * d_in
-    if form == "plain":
-        # 1e-9: a budget that is worth a whole number of ranks must not lose one of them to rounding.
-        rank = math.floor(budget / (d_out + d_in) + 1e-9)
-    else:  # smaller root of r² − (d_out + d_in) r + budget = 0
-        total = d_out + d_in
-        # The discriminant is (d_out − d_in)² + 4 (1 − keep) d_out d_in: below 0 by rounding, or where keep is above 1.
-        rank = math.floor((total - math.sqrt(max(total * total - 4 * budget, 0.0))) / 2 + 1e-9)
-    return max(1, min(rank, d_out, d_in))
+    budget = keep * d_out * d_in + 1e-6  # a whole number of ranks must not lose one of them to rounding
+    total = d_out + d_in
+    # Pivoted: smaller root of r² − (d_out + d_in) r + budget = 0, whose discriminant rounds below 0 where keep is 1.
+    root = budget / total if form == "plain" else (total - math.sqrt(max(total * total - 4 * budget, 0.0))) / 2
+    # The root is off by a rank where its two terms cancel: what is stored decides.
+    rank = max(1, min(int(root), d_out, d_in))
+    while rank < min(d_out, d_in) and parameters(rank + 1, d_out, d_in, form) <= budget:
+        rank += 1
+    while rank > 1 and parameters(rank, d_out, d_in, form) > budget:
+        rank -= 1
+    return rank
 
 
 def rank_explaining(spectrum: Tensor, threshold: float) -> int:

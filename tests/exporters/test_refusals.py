@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from checkpoints import tiny_checkpoint
+from long import long
 from rich.console import Console
 
 from compress import from_pretrained
@@ -21,9 +22,10 @@ def test_rotary_positions_that_grow_are_refused_for_onnx(compress, tmp_path):
 
 
 def test_a_graph_that_no_provider_ran_is_in_the_table(capsys):
+    measured = {"greedy_equal": 64, "greedy_tokens": 64, "max_abs_difference": 0.1, "max_abs_logit": 9.0}
     parity = {
         "CPUExecutionProvider": {"not_run": "could not find an implementation for Mul(14)"},
-        "CUDAExecutionProvider": {"greedy_equal": 64, "greedy_tokens": 64, "max_abs_difference": 0.1, "max_abs_logit": 9.0},
+        "CUDAExecutionProvider": {**measured, "top1_agreement": 1.0},
     }
     Console(width=200).print(export_table({"onnx": {"bytes": {"model.onnx": 2**20}, "parity": parity, "opset": 23}}))
     printed = capsys.readouterr().out
@@ -34,7 +36,9 @@ def test_a_graph_that_no_provider_ran_is_in_the_table(capsys):
 @pytest.mark.parametrize(
     ("kernel", "call", "message"),
     [
-        ("flex_attention", {}, "needs a mask of four dimensions: load with attn_implementation='sdpa'"),
+        pytest.param(  # compiling it takes half a minute
+            "flex_attention", {}, "needs a mask of four dimensions: load with attn_implementation='sdpa'", marks=long
+        ),
         ("eager", {"output_attentions": True}, "has no weights to give: leave output_attentions out"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import resource
 import signal
@@ -54,6 +55,8 @@ def run(first: int, count: int, folder: Path, deadline: float | None = None) -> 
     place.mkdir(exist_ok=True)
     for name in cases:  # imports and caches are not a case's memory
         _case(cases[name], 0, place)
+    gc.collect()
+    gc.freeze()  # nor is a look through all that the process holds a case's time
     before = _peak_mib()
     for number in range(first, first + count):
         if deadline is not None and time.time() > deadline:
@@ -72,6 +75,7 @@ def run(first: int, count: int, folder: Path, deadline: float | None = None) -> 
         out.slow += [f"{what}: {seconds:.1f} s"] * (seconds > SECONDS)
         out.large += [f"{what}: {grown:.0f} MiB"] * (grown > MIB and not out.large)
         out.tracebacks += [f"{what}: {ended}"] * (ended not in ("done", "refused"))
+    gc.unfreeze()
     return out
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from compress.numerics.rank import allocate, break_even, parameters, rank_at, rank_explaining
@@ -15,6 +15,8 @@ forms = pytest.mark.parametrize("form", ["plain", "pivoted"])
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 200), st.floats(0.01, 1.0), st.sampled_from(["plain", "pivoted"]))
+@example(2, 2, 1 - 2**-53, "pivoted")
+@example(200, 200, 1 - 2**-53, "pivoted")
 def test_keep_gives_the_largest_rank_within_the_budget(d_out, d_in, keep, form):
     def stored(rank):  # two factors, less the identity block of the pivoted one
         return d_out * rank + rank * d_in - (rank * rank if form == "pivoted" else 0)

@@ -183,11 +183,6 @@ def test_what_follows_a_texts_own_sequences_is_in_no_split(source, tmp_path):
         ),
         ([{**STEP, "layers": [0]}, {**STEP, "layers": [1]}], {}, r"the recipe has residual_mlp, residual_mlp"),
         ([STEP], {"budget": 0.01}, r"budget: 0.01 given, but with every targeted layer replaced 0\.\d+ of their"),
-        (
-            [{**STEP, "affine": 32, "latents": {"inputs": 32, "outputs": 32}}],
-            {},
-            r"saves no multiply-adds of the MLPs here",
-        ),
         ([STEP], {"sizes": {"afine": [2, 4]}}, r"unknown key 'afine'; did you mean 'affine'\?"),
         ([STEP], {"sizes": {"affine": [2, 99]}}, r"affine: 99 given, at most d_model = 32"),
         ([STEP], {"test_windows": 900}, r"lower --search-windows, --test-windows or --length"),
@@ -196,6 +191,13 @@ def test_what_follows_a_texts_own_sequences_is_in_no_split(source, tmp_path):
 def test_what_cannot_be_chosen_is_named(source, tmp_path, steps, given, message):
     with pytest.raises(ValueError, match=message):
         choose_layers(recipe(source, tmp_path, *steps), options(**given))
+
+
+def test_a_surrogate_larger_than_the_mlps_is_refused(tmp_path):
+    source = tiny_folder(tmp_path / "model", "qwen2", intermediate_size=8)
+    own_text(source)
+    with pytest.raises(ValueError, match="saves no multiply-adds of the MLPs here"):
+        choose_layers(recipe(source, tmp_path / "out", {**STEP, "affine": 32}), options())
 
 
 def test_attention_layers_are_chosen_by_what_they_average(source, tmp_path):

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 
-from long import LONG
+from long import long
 from recipes_for_tests import evaluated_recipe, tiny_folder
+
+from compress import child
 
 OTHERS = ("torch", "numpy", "yaml", "transformers", "pydantic", "typer", "sympy", "sitecustomize", "usercustomize", "exporters")
 NEVER = {"__main__", "__future__"}  # Python itself reads these names before any path
@@ -51,6 +53,15 @@ def test_python_dash_m_takes_the_working_folder_off_the_path(tmp_path):
     assert (done.returncode, "quickstart.yaml" in done.stdout) == (0, True), done.stderr
 
 
+def test_a_helper_process_imports_nothing_from_the_working_folder(tmp_path):
+    folder = hostile(tmp_path / "hostile", {*sys.stdlib_module_names, *OTHERS} - NEVER)
+    command = child.command("compress.cli.main", "recipes", "ls")
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert executed(folder) == []
+    assert done.returncode == 0, done.stderr
+
+
+@long
 def test_no_command_and_no_helper_process_imports_from_the_working_folder(tmp_path):
     folder = hostile(tmp_path / "hostile", {*sys.stdlib_module_names, *OTHERS} - NEVER)
     model = tiny_folder(tmp_path / "model", "llama")
@@ -60,13 +71,10 @@ def test_no_command_and_no_helper_process_imports_from_the_working_folder(tmp_pa
     commands = [
         ["fit", str(tmp_path / "r.yaml")],
         ["bench", str(out), *small],  # starts processes of its own
+        ["export", str(out), "--torch"],
+        ["report", str(out / "bench")],
+        ["eval", str(out), "--text", str(model / "text.txt"), "--length", "32", "--sequences", "2"],
     ]
-    if LONG:
-        commands += [
-            ["export", str(out), "--torch"],
-            ["report", str(out / "bench")],
-            ["eval", str(out), "--text", str(model / "text.txt"), "--length", "32", "--sequences", "2"],
-        ]
     # -P: as the installed command is started, which has its own folder in front, not the working one.
     command = [sys.executable, "-P", "-c", PROGRAM, json.dumps(commands)]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from checkpoints import FAMILIES, POSITIONS, tiny_checkpoint
 from interpreters import run_without
+from long import LONG
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -82,7 +83,10 @@ def _reference(folder: Path) -> tuple[torch.Tensor, list[int]]:
 
 
 Case = tuple[Path, torch.Tensor, list[int], torch.Tensor, list[int]]
-NAMES = [*(f"{family}, {kind}" for family in FAMILIES for kind in KINDS), *VARIANTS]
+# Every kind; of the other families two kinds each without the long form.
+WHOLE = list(FAMILIES) if LONG else ["qwen2", "gpt2", "mistral"]
+PAIRS = [(f, kind) for i, f in enumerate(FAMILIES) for j, kind in enumerate(KINDS) if f in WHOLE or (i + j) % 4 == 0]
+NAMES = [*(f"{family}, {kind}" for family, kind in PAIRS), *VARIANTS]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     register()
     root = tmp_path_factory.mktemp("standalone")
     cases: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
-        f"{family}, {kind}": (family, kinds, {}) for family in FAMILIES for kind, kinds in KINDS.items()
+        f"{family}, {kind}": (family, KINDS[kind], {}) for family, kind in PAIRS
     }
     cases |= {name: (family, ("low_rank_linear",), overrides) for name, (family, overrides) in VARIANTS.items()}
     folders, references = {}, {}
@@ -143,7 +147,7 @@ def test_a_model_of_low_rank_linears_is_a_short_read(exported: dict[str, Case]) 
     assert len((exported["qwen2, low_rank"][0] / "model.py").read_text().splitlines()) <= 255
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WHOLE)
 def test_a_shared_basis_is_stored_once(exported: dict[str, Case], family: str) -> None:
     stored = {
         kind: [name for name in load_file(exported[f"{family}, {kind}"][0] / "model.safetensors") if name.endswith("basis")]
