@@ -141,6 +141,14 @@ def test_an_edited_file_that_may_be_edited_is_kept_and_said_so(folder):
         assert state(folder)["index.json"] == "edited"
 
 
+def test_an_edited_file_that_the_new_state_lacks_is_the_users(folder, way):
+    write_text(folder / "weights.bin", "edited")
+    put(folder, config_json="new", index_json="new")
+    assert state(folder)["weights.bin"] == "edited"
+    put(folder, config_json="newer", index_json="newer")
+    assert state(folder)["weights.bin"] == "edited"
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 def test_a_disk_that_does_not_take_it_costs_nothing(folder, number):
     before, errors = state(folder), []

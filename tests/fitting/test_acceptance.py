@@ -127,6 +127,18 @@ def test_an_interrupted_fit_decides_as_it_did_before(folders, tmp_path, monkeypa
     assert (run.fit(recipe) / "config.json").read_bytes() == before
 
 
+def test_another_table_of_ranks_is_judged_anew(folders, tmp_path):
+    table, keys = tmp_path / "ranks.json", []
+    for rank in (4, 12):
+        table.write_text(json.dumps({"model.layers.0.mlp.up_proj": rank}))
+        step = {"method": "weight_svd", "targets": {"roles": ["up"], "layers": [0]}, "rank": {"table": str(table)}}
+        out = run.fit(tiny_recipe(folders("llama"), tmp_path / "out", step))
+        report = json.loads((out / "report.json").read_text())
+        assert [row["rank"] for row in report["modules"]] == [rank]
+        keys.append(report["quality"]["nll"])
+    assert keys[0] != keys[1]
+
+
 def test_hidden_states_that_overflow_are_an_infinite_loss(tmp_path):
     source = tiny_folder(tmp_path / "source", "llama")
     job, tokens, _ = windows_of(tiny_recipe(source, tmp_path / "out", FACTORED))

@@ -132,6 +132,14 @@ def test_a_log_of_another_search_is_refused(source, tmp_path):
     assert lines(tmp_path)[0]["tolerance"] == 0.5
 
 
+def test_fresh_with_a_text_that_is_too_short_forgets_nothing(source, tmp_path):
+    search.search(recipe(source, tmp_path), options(compare_uniform=False))
+    before = (tmp_path / "search.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="lower --search-windows, --test-windows or --length"):
+        search.search(recipe(source, tmp_path), options(test_windows=9000), fresh=True)
+    assert (tmp_path / "search.jsonl").read_bytes() == before
+
+
 def test_no_tolerance_and_all_tolerance(source, tmp_path):
     everything = search.search(recipe(source, tmp_path / "all"), options(tolerance=1e6))
     assert set(everything["ranks"].values()) == {1}
