@@ -18,11 +18,11 @@ from conformance.pairs import uncovered
 from conformance.refusal import refusal
 from conformance.slice import DEAR, cells, costs, kind_slice, left_out, method_slice
 
-# What takes seconds each, every graph, belongs to the long form; of the rest the short one takes a third, drawn once.
+# What takes seconds each, every graph, belongs to the long form; of the rest the short one takes a quarter, drawn once.
 SLICE = [*method_slice(), *kind_slice()]
 if not LONG:
     cheap = [(case, names) for case, names in SLICE if all(checks.seconds(name) <= DEAR for name in names)]
-    SLICE = random.Random(0).sample(cheap, len(cheap) // 3)
+    SLICE = random.Random(0).sample(cheap, len(cheap) // 4)
 
 
 @pytest.fixture(scope="session")

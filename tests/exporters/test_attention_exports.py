@@ -77,7 +77,7 @@ def test_standalone_file_says_what_it_cannot_hold(tmp_path: Path) -> None:
 
 
 ONNX = [
-    ("gpt2", "crystallized_attention"),
+    pytest.param("gpt2", "crystallized_attention", marks=long),
     pytest.param("mistral", "crystallized_attention", marks=long),
     pytest.param("llama", "latent_attention", marks=long),
     ("qwen3", "latent_attention"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from checkpoints import tiny_model
 from interpreters import run_without
+from long import long
 from recipes_for_tests import tiny_recipe
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
@@ -182,6 +183,7 @@ def test_a_step_costs_the_keys_it_rebuilds(folders, tmp_path):
     assert latent.total - dense.total == now - was
 
 
+@long
 def test_the_generated_file_holds_it_and_a_loader_that_knows_neither_stops(folders, tmp_path):
     out = fitted(folders("qwen3"), tmp_path, cache=0.5)
     code = (
