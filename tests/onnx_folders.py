@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from checkpoints import tiny_checkpoint
 from filelock import FileLock
+from long import LONG
 from safetensors.torch import load_file, save_file
 
 from exporters.onnx.graph import export_onnx
@@ -30,10 +31,11 @@ CASES = {
     "llama": Case("llama", ("low_rank_linear", "symbolic_mlp")),
     "qwen2": Case("qwen2", ("pivoted_linear", "mean_mlp"), {"opset": 20}),
     "gpt2": Case("gpt2", ("dense_linear", "affine_mlp"), config={"tie_word_embeddings": False}),
-    "opt": Case("opt", ("low_rank_linear", "symbolic_mlp"), config={"tie_word_embeddings": False}),
     "shared": Case("llama", ("shared_pivoted", "symbolic_mlp"), {"dtype": "float16"}),
     "across": Case("qwen3", ("shared_across", "dense_linear")),  # whose biases are in the weights
 }
+if LONG:
+    CASES["opt"] = Case("opt", ("low_rank_linear", "symbolic_mlp"), config={"tie_word_embeddings": False})
 FLOAT32 = tuple(name for name, case in CASES.items() if case.options.get("dtype") is None)
 
 

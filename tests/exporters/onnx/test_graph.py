@@ -24,7 +24,7 @@ def random_ids(*shape: int, seed: int = 5) -> torch.Tensor:
     return torch.randint(1, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[long] * (name in ("opt", "across"))) for name in FLOAT32])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[long] * (name == "across")) for name in FLOAT32])
 def test_logits_and_generation_are_those_of_transformers(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     checkpoint, out = folders(name, tmp_path_factory)
     model, graph = from_pretrained(checkpoint, dtype=torch.float32), OnnxModel(out, threads=1)
