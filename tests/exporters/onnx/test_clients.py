@@ -17,6 +17,7 @@ import pytest
 import torch
 from checkpoints import VOCABULARY
 from filelock import FileLock
+from long import long
 from onnx_folders import folders
 
 from compress.data import load_tokenizer
@@ -118,7 +119,7 @@ def expected(checkpoint: Path | str, prompts: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("client", PACKAGES)
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "opt"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", pytest.param("opt", marks=long)])
 def test_random_models(client: str, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     checkpoint, out = folders(name, tmp_path_factory)
     tokens = torch.randint(1, VOCABULARY, (32,), generator=torch.Generator().manual_seed(3)).tolist()

@@ -19,7 +19,7 @@ from exporters.onnx.quantize import Quantization, quantize_graph, quantized_file
 from exporters.onnx.runtime import CPU, OnnxModel
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", pytest.param("opt", marks=long)])
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 def test_smaller_and_close(
     name: str, quantization: Quantization, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
