@@ -65,11 +65,13 @@ class Spilled(Mapping[str, Tensor]):
     """Tensors of one safetensors file, read when asked for and not kept."""
 
     def __init__(self, file: Path, tensors: Mapping[str, Tensor]) -> None:
-        self._file, self._names = file, sorted(tensors)
+        self._file, self._names = file, dict.fromkeys(sorted(tensors))
         with atomic(file) as temporary:
             save_tensors(temporary, {name: tensors[name] for name in self._names})
 
     def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)  # what `in` asks for
         with open_safetensors(self._file) as handle:
             return handle.get_tensor(name)
 
