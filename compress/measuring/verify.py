@@ -22,7 +22,7 @@ from compress.checkpoint.shards import Shards
 from compress.evaluating.controls import mlp_means, skip_layers
 from compress.evaluating.origin import Record, record
 from compress.evaluating.perplexity import perplexity
-from compress.loading.quantizer import from_pretrained
+from compress.loading.quantizer import check_folder, from_pretrained
 from compress.progress import Progress, silent
 
 Verdict = Literal["same", "differs", "not measured"]
@@ -53,6 +53,7 @@ def verify(folder: Path, tolerance: float = TOLERANCE, progress: Progress | None
     origin: Record | str
     try:
         origin = record(folder)
+        check_folder(origin.model)
     except FileNotFoundError as error:
         origin = f"the original model is not here: {error}"
     findings = [*_files(folder, report), *_calibration(report, origin), *_parameters(folder, report, origin)]
