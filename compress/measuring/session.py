@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from compress import data
-from compress.checkpoint.files import read_json
+from compress.checkpoint.config import load_config
 from compress.evaluating.cost import cache_bytes_per_token, weight_bytes
 from compress.measuring import outputs
 from compress.measuring.cold_start import ColdStart, cold
@@ -64,17 +64,21 @@ class Blocks:
         return {variant.label: variant.folder for variant in self.competitors}
 
     def read_texts(self, sources: Mapping[str, data.TextSource], prompt: str | None) -> None:
-        """Tokenize the texts for each baseline. Raises ValueError where something is longer than a model's positions."""
+        """Tokenize the texts for each baseline.
+
+        Raises ValueError where something is longer than a model's positions, or beyond its vocabulary.
+        """
         for label in dict.fromkeys(self.baselines.values()):
             folder = self._folders[label]
-            longest = (read_json(folder / "config.json") or {}).get("max_position_embeddings")
+            config = load_config(folder)
+            longest = data.positions(config)
             if longest is not None and self.load.longest > longest:
                 raise ValueError(
                     f"{label} has {longest} positions; the prefill, and each context with its steps, must fit: "
                     f"{self.load.longest} given"
                 )
             tokenizer = data.load_tokenizer(str(folder))
-            self.texts[label] = outputs.read_texts(sources, tokenizer, longest)
+            self.texts[label] = outputs.read_texts(sources, tokenizer, config)
             most = max(1, min(PROMPT_TOKENS, (longest or PROMPT_TOKENS + CONTINUATION_TOKENS) - CONTINUATION_TOKENS))
             self._prompts[label] = outputs.prompt_tokens(prompt, self.texts[label], tokenizer, most)
 

@@ -259,7 +259,7 @@ ABSENT = next(name for name in ("mps", "cuda") if name not in present_devices())
         ({"batch_sizes": []}, "batch_sizes is"),
         ({"threads": 0}, "threads is 0"),
         ({"runtimes": []}, "nothing to measure"),
-        ({"texts": {"long": LONG}}, "windows of 200 tokens; the model has 128"),
+        ({"texts": {"long": LONG}}, "text 'long': windows of 200 tokens, and the model has 128 positions"),
         ({"prompt": ""}, "the prompt is empty"),
     ],
 )

@@ -20,6 +20,22 @@ class Refusing(EagerRunner):
         raise RuntimeError("no C compiler here\nand a page of more")
 
 
+def test_positions_and_vocabulary_are_those_that_transformers_reads(tmp_path, monkeypatch):
+    """GPT-2 calls its positions otherwise."""
+    monkeypatch.setattr(session, "open_runner", lambda *_: pytest.fail("a model was loaded"))
+    folder, small = tiny_folder(tmp_path / "model", "gpt2"), tiny_folder(tmp_path / "small", "gpt2", vocab_size=50)
+    text = {"text": str(folder / "text.txt"), "sequences": 1}
+    options = {**FAST, "runtimes": ["eager"], "devices": ["cpu"]}
+    for more, length, message in (
+        ({"prefill_length": 129}, 16, "model has 128 positions; .* must fit: 129 given"),
+        ({}, 129, "text 'own': windows of 129 tokens, and the model has 128 positions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bench([folder], texts={"own": TextSource(**text, length=length)}, **{**options, **more})
+    with pytest.raises(ValueError, match=r"text 'own': token .* is beyond the model's vocabulary of 50"):
+        bench([small], texts={"own": TextSource(**text, length=16)}, **options)
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """Measures a tiny plain model, in its own text's perplexity too."""
