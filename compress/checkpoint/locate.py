@@ -35,7 +35,7 @@ def locate(model: str, revision: str | None = None, *, code: bool = False, **hub
         near = difflib.get_close_matches(path.name, around, n=1)
         hint = f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
         raise FileNotFoundError(
-            f"no model folder {model!r}{hint} Allowed: novella, a local folder, or a hub id such as org/name"
+            f"no model folder {model!r}{hint or '.'} Allowed: novella, a local folder, or a hub id such as org/name"
         )
     from huggingface_hub import snapshot_download
 
