@@ -36,12 +36,12 @@ def bars(quiet: bool = False) -> Iterator[Progress]:
     from rich.console import Console
 
     columns = (
-        rich.TextColumn("{task.description:<18}"),
+        rich.TextColumn("{task.description:<18}", markup=False),
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
         rich.TimeElapsedColumn(),
         rich.TimeRemainingColumn(),
-        rich.TextColumn("{task.fields[note]}", style="dim"),
+        rich.TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
     with rich.Progress(*columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty()) as bar:
 

@@ -115,13 +115,18 @@ def evaluation_tokens(source: TextSource, tokenizer: PreTrainedTokenizerBase) ->
     return _tokens(source, tokenizer, "evaluation", "contiguous")
 
 
-def check_length(length: int, config: Any, what: str) -> None:
-    """Raises ValueError for windows that are longer than a model has positions; `config` is the transformers one."""
-    positions = getattr(config, "max_position_embeddings", None)
+def positions(config: Any) -> int | None:
+    """How many tokens a model reads at once, None where there is no limit; `config` is the transformers one."""
+    found = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
     # Dynamic frequencies are made for what is longer.
-    if isinstance(positions, int) and length > positions and rope.get("rope_type") != "dynamic":
-        raise ValueError(f"{what}: windows of {length} tokens, and the model has {positions} positions; lower length to that")
+    return found if isinstance(found, int) and rope.get("rope_type") != "dynamic" else None
+
+
+def check_length(length: int, config: Any, what: str) -> None:
+    """Raises ValueError for windows that are longer than a model has positions; `config` is the transformers one."""
+    if (most := positions(config)) is not None and length > most:
+        raise ValueError(f"{what}: windows of {length} tokens, and the model has {most} positions; lower length to that")
 
 
 def check_tokens(tokens: LongTensor, config: Any, tokenizer: PreTrainedTokenizerBase, what: str) -> LongTensor:

@@ -6,9 +6,12 @@ import json
 import re
 
 import pytest
+import torch
 import yaml
 from recipes_for_tests import ALPHABET, STEP, evaluated_recipe, tiny_folder, tiny_recipe
 from transformers import AutoTokenizer
+
+from compress.checkpoint.lock import BusyError
 
 LINES = ["".join(ALPHABET[(i + k) % 80] for i in range(60)) for k in range(40)]
 
@@ -235,6 +238,11 @@ def test_the_help_says_what_exit_codes_mean(compress):
     [
         (PermissionError(13, "Permission denied", "out"), 3, "error: Permission denied: out; nothing that"),
         (MemoryError(), 3, "error: out of memory; nothing that was finished is lost"),
+        (NotADirectoryError(20, "Not a directory", "file"), 2, "error: Not a directory: file\n"),
+        (IsADirectoryError(21, "Is a directory", "out"), 2, "error: Is a directory: out\n"),
+        (torch.OutOfMemoryError("CUDA out of memory."), 3, "error: CUDA out of memory; nothing that was finished is lost"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 3, "error: [enforce fail] Def"),
+        (BusyError("another run is writing to out; wait for it"), 3, "error: another run is writing to out; wait for it\n"),
         (RuntimeError("nll is not finite"), 1, "failed: nll is not finite"),
         (KeyError("x\x1b[2J"), 70, "bug: KeyError: 'x"),
     ],

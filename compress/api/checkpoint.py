@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from compress.api import finished
-from compress.api.finished import AnyPath, checkpoint_folder
+from compress.api.folders import AnyPath, checkpoint_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,30 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from compress.api.folders import AnyPath, checkpoint_folder, model_folder
+
 if TYPE_CHECKING:
     from compress.bars import Shown
     from compress.measuring.verify import Finding
-
-AnyPath = str | os.PathLike[str]  # a Checkpoint is one too
-
-
-def checkpoint_folder(path: AnyPath) -> Path:
-    """The path of a checkpoint or model folder.
-
-    Raises FileNotFoundError where it has no config.json, saying so if a fit was interrupted there.
-    """
-    from compress.checkpoint.lock import locked
-    from compress.checkpoint.swap import interrupted, recover
-    from compress.checkpoint.work import work_of
-
-    folder = Path(path)
-    if folder.is_dir() and interrupted(folder):
-        with locked(folder):
-            recover(folder)
-    if not (folder / "config.json").is_file():
-        hint = " (an unfinished fit: run it again to continue)" if work_of(folder).is_dir() else ""
-        raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no config.json{hint}")
-    return folder
 
 
 def export(
@@ -268,7 +249,7 @@ def evaluate(
         texts: text files, data set ids, or "novella".
         tasks: names of lm-evaluation-harness, or .jsonl files of questions.
         length, sequences: tokens per window, and at most this many windows per text.
-        limit: at most this many questions per task.
+        limit: at most this many questions per task, 1 or more.
         bos: what every window begins with: "auto" (what the tokenizer itself puts in front of a text), True (at least its
             beginning-of-sequence token) or False (nothing). Questions always begin as "auto".
         progress: None, "bar", or a function (see `compress.progress.Progress`).
@@ -289,4 +270,4 @@ def evaluate(
     from compress.evaluating import texts_and_tasks
 
     with shown(progress) as tell:
-        return texts_and_tasks.evaluate(os.fspath(model), texts, tasks, length, sequences, limit, bos, tell)
+        return texts_and_tasks.evaluate(model_folder(model), texts, tasks, length, sequences, limit, bos, tell)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from compress.api.checkpoint import Checkpoint
-from compress.api.finished import AnyPath
+from compress.api.folders import AnyPath, model_folder
 
 if TYPE_CHECKING:
     from compress.bars import Shown
@@ -185,11 +185,14 @@ def _loaded(model: Any, tokenizer: Any) -> tuple[Any, Any]:
     import torch
 
     from compress import data
+    from compress.checkpoint.config import load_config
     from compress.loading.quantizer import from_pretrained
 
     if not isinstance(model, (str, os.PathLike)):
         if tokenizer is None:
             raise ValueError("tokenizer: give that of the model in memory")
         return model, tokenizer
-    name = data.resolve_model(os.fspath(cast("AnyPath", model)))
-    return from_pretrained(name, dtype=torch.float32).eval(), tokenizer or data.load_tokenizer(name)
+    folder = model_folder(cast("AnyPath", model))
+    load_config(folder)  # looked at before the tokenizer is read
+    tokenizer = tokenizer or data.load_tokenizer(folder)
+    return from_pretrained(folder, dtype=torch.float32).eval(), tokenizer

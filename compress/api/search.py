@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from compress.api.fit import load_recipe, plain_recipe
 
 if TYPE_CHECKING:
-    from compress.api.finished import AnyPath
     from compress.api.fit import AnyRecipe
+    from compress.api.folders import AnyPath
     from compress.bars import Shown
 
 

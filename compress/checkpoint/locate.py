@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -17,8 +18,10 @@ TOKENIZER_FILES = (
 )
 
 
-def locate(model: str, revision: str | None = None) -> Path:
-    """The local folder of a model: a folder as it is, a hub id through huggingface_hub's cache.
+def locate(model: str, revision: str | None = None, *, code: bool = False, **hub: Any) -> Path:
+    """The local folder of a model: a folder as it is, a hub id through huggingface_hub's cache, with its `code` where asked.
+
+    `hub` are options of `snapshot_download` (token, cache_dir, …).
 
     Raises FileNotFoundError naming the nearest folder, or what the hub said.
     """
@@ -32,13 +35,13 @@ def locate(model: str, revision: str | None = None) -> Path:
         near = difflib.get_close_matches(path.name, around, n=1)
         hint = f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
         raise FileNotFoundError(
-            f"no model folder {model!r}{hint} Allowed: novella, a local folder, or a hub id such as org/name"
+            f"no model folder {model!r}{hint or '.'} Allowed: novella, a local folder, or a hub id such as org/name"
         )
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", *TOKENIZER_FILES]
+    patterns = ["*.json", "*.safetensors", *TOKENIZER_FILES, *["*.py"] * code]
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, **hub))
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(

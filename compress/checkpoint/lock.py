@@ -16,11 +16,15 @@ except ImportError:  # Windows has no such locks: two runs on one output are the
     fcntl = None
 
 
+class BusyError(RuntimeError):
+    """Another run is writing to the folder."""
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds `.NAME.lock` beside the folder NAME; it goes with the process, however that ends.
 
-    Raises RuntimeError naming the process that holds it. File systems without locks are used without.
+    Raises BusyError naming the process that holds it. File systems without locks are used without.
     """
     file = beside(folder, ".", ".lock")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +47,7 @@ def _taken(file: Path, folder: Path) -> int:
             holder = os.read(descriptor, 20).decode(errors="replace").strip()
             os.close(descriptor)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise RuntimeError(
+                raise BusyError(
                     f"another run (process {holder or 'unknown'}) is writing to {folder}; wait for it, or give another output"
                 ) from None
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):

@@ -38,12 +38,16 @@ def readable(recipe: str) -> Path:
 
 
 def show(value: Any) -> None:
-    """Print a rich renderable on stdout; in a file or a pipe as wide as it wants to be, since nobody sees an edge there."""
+    """Print a rich renderable on stdout; in a file or a pipe as wide as it wants to be, since nobody sees an edge there.
+
+    Brackets and colons are text: names, paths and reasons have them.
+    """
     from rich.console import Console
 
-    console = Console()
+    plain: Any = {"markup": False, "emoji": False}
+    console = Console(**plain)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=_NO_EDGE)
+        console = Console(**plain, width=_NO_EDGE)
     console.print(value)
 
 

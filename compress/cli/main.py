@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 measured and not good enough (parity, a loss that is not finite, verify); 2 a mistake in what was "
-    "given; 3 the machine (disk, memory, permission); 70 a bug of ours; 130 interrupted."
+    "given; 3 the machine (disk, memory, permission, another run on the output); 70 a bug of ours; 130 interrupted."
 )
 
 app = typer.Typer(

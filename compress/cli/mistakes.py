@@ -7,6 +7,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoint.lock import BusyError
+
+_MISTAKES = (ValueError, NotImplementedError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )  # what moves a terminal's cursor or turns its text
@@ -21,10 +24,12 @@ def told(error: Exception) -> tuple[int, str]:
     text = printable("\n".join(_lines(error)))
     if isinstance(error, OSError) and error.strerror and error.filename:  # without "[Errno 28]"
         text = printable(f"{error.strerror}: {error.filename}")
-    if isinstance(error, (ValueError, FileNotFoundError, FileExistsError, NotImplementedError)):
+    if isinstance(error, _MISTAKES):
         return 2, f"error: {text}"
-    if isinstance(error, (OSError, MemoryError)):
-        return 3, f"error: {text or 'out of memory'}; nothing that was finished is lost: run the same command again"
+    if isinstance(error, BusyError):
+        return 3, f"error: {text}"
+    if isinstance(error, OSError) or _is_out_of_memory(error):
+        return 3, f"error: {text.rstrip('.') or 'out of memory'}; nothing that was finished is lost: run the same command again"
     # A measured breach: parity, a loss that is not finite. A recursion without end is one of Python's own, and a bug.
     if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
         return 1, f"failed: {text}"
@@ -35,6 +40,12 @@ def told(error: Exception) -> tuple[int, str]:
         70,
         f"bug: {type(error).__name__}: {first} ({where}); please report it: COMPRESS_TRACEBACK=1 shows where it came from",
     )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's own error, and torch's: on a GPU a RuntimeError of that name, on the CPU a bare one."""
+    by_name = type(error).__name__ == "OutOfMemoryError"  # torch itself is not imported for this
+    return isinstance(error, MemoryError) or by_name or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def printable(text: str) -> str:

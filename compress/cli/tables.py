@@ -1,4 +1,4 @@
-"""What the commands print: rich tables of plans, fits, exports and methods."""
+"""What the commands print: rich tables of plans, fits, exports and methods, for a console that takes brackets as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from compress.methods.base import Method, Preview
@@ -61,7 +60,7 @@ def fit_table(report: Mapping[str, Any]) -> Table:
             value = values[text]
             cells = [f"{value['perplexity']:.3f}", f"{value['nll'] - base[text]['nll']:+.4f}"]
             clamped = [f"{value['clamped']:.2%}" if "clamped" in value else ""] * held
-            table.add_row("" if row else escape(text), variant, *cells, *clamped)
+            table.add_row("" if row else text, variant, *cells, *clamped)
         table.add_section()
     return table
 
@@ -169,12 +168,12 @@ def methods_table(chosen: Mapping[str, type[Method]]) -> Table:
 
 def method_table(name: str, method: type[Method]) -> Table:
     """Every option of one method, nested ones dotted."""
-    table = Table(title=f"{name}: {_summary(method)}", caption=escape(f"reference: {method.reference}"))
+    table = Table(title=f"{name}: {_summary(method)}", caption=f"reference: {method.reference}")
     for column in ("option", "default", "meaning"):
         table.add_column(column, overflow="fold")
     schema = method.model_json_schema()
     for option, default, meaning in _options(schema, schema.get("$defs", {})):
-        table.add_row(*map(escape, (option, default, meaning)))
+        table.add_row(option, default, meaning)
     return table
 
 
@@ -192,9 +191,9 @@ def _options(schema: Mapping[str, Any], definitions: Mapping[str, Any], prefix: 
 
 
 def _summary(method: type[Method]) -> str:
-    """The first sentence of its docstring. Brackets in it are text, not markup."""
+    """The first sentence of its docstring."""
     text = " ".join((method.__doc__ or "").split("\n\n")[0].split())
-    return escape(re.split(r"(?<=[.:]) (?=[A-Z])", text)[0])
+    return re.split(r"(?<=[.:]) (?=[A-Z])", text)[0]
 
 
 def findings_table(findings: Sequence[Any]) -> Table:

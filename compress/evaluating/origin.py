@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from compress import data
@@ -16,25 +17,29 @@ from compress.validation import checked
 class Record:
     """What a checkpoint's recipe.yaml says of its origin."""
 
-    model: Path
+    original: ModelReference
     calibration: data.TextSource
     evaluation: Evaluation
 
+    @cached_property
+    def model(self) -> Path:
+        """The original's folder. Raises FileNotFoundError where it is not here: it may have been in memory only."""
+        return locate(data.resolve_model(self.original.name), self.original.revision)
+
 
 def record(checkpoint: Path) -> Record:
-    """Read recipe.yaml beside a checkpoint's weights. Raises FileNotFoundError where it, or the model it names, is missing."""
+    """Read recipe.yaml beside a checkpoint's weights. Raises FileNotFoundError where it is missing."""
     file = checkpoint / "recipe.yaml"
     if not file.is_file():
         raise FileNotFoundError(f"no {file.name} in {checkpoint}")
     recipe = yaml_text.read(file)
     if not isinstance(recipe, dict) or "model" not in recipe:
         raise ValueError(f"{file} names no model; it is no recipe.yaml that `compress fit` wrote")
-    # Section by section: the methods of its steps may belong to a package that is not installed here.
-    model = checked(ModelReference, recipe["model"])
     # What recipe.yaml does not spell out was the recipe's default.
     default = Recipe.model_fields["calibration"].get_default(call_default_factory=True)
+    # Section by section: the methods of its steps may belong to a package that is not installed here.
     return Record(
-        locate(data.resolve_model(model.name), model.revision),
+        checked(ModelReference, recipe["model"]),
         checked(data.TextSource, recipe["calibration"]) if "calibration" in recipe else default,
         checked(Evaluation, recipe.get("evaluation") or {}),
     )

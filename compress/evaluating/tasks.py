@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,33 +34,30 @@ class Question(BaseModel):
 
 
 def evaluate_tasks(
-    path: str | Path,
-    tasks: Sequence[str],
+    model: Any,
+    tokenizer: Any,
+    tasks: Mapping[str, Sequence[Question] | None],
     limit: int | None = None,
-    dtype: str = "float32",
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """{task: {"accuracy", "accuracy_norm", "stderr", "questions"}} of a checkpoint or plain model folder.
+    """{task: {"accuracy", "accuracy_norm", "stderr", "questions"}} of a model on what `check_tasks` found.
 
-    A task is a name (or a .yaml file) lm-evaluation-harness knows, or a file ending in .jsonl; `limit` takes the first
-    questions of each.
-    Raises ValueError for a task nobody knows, and where a named task needs lm-eval and it is not installed.
+    `limit` takes the first questions of each. Raises RuntimeError where a score is not finite.
     """
-    from compress.data import load_tokenizer
-    from compress.loading.quantizer import from_pretrained
-
-    named = [task for task in tasks if not task.endswith(".jsonl")]
-    questions = check_tasks(tasks)  # before the model is read
-    model, tokenizer = from_pretrained(path, dtype=dtype).eval(), load_tokenizer(str(path))
-    out = {task: score_questions(model, tokenizer, asked[:limit], progress=progress) for task, asked in questions.items()}
+    files = {task: asked[:limit] for task, asked in tasks.items() if asked is not None}
+    out = {task: score_questions(model, tokenizer, asked, progress=progress) for task, asked in files.items()}
+    named = [task for task, asked in tasks.items() if asked is None]
     return {**out, **(_harness(model, tokenizer, named, limit) if named else {})}
 
 
-def check_tasks(tasks: Sequence[str]) -> dict[str, list[Question]]:
-    """The questions of the files among the tasks.
+def check_tasks(tasks: Sequence[str], limit: int | None = None) -> dict[str, list[Question] | None]:
+    """The questions of each task that is a .jsonl file; None for a name (or a .yaml file) that lm-evaluation-harness knows.
 
-    Raises FileNotFoundError or ValueError for a file that holds none, a name nobody knows, and where the harness is missing.
+    Raises FileNotFoundError or ValueError for a file that holds none, a name nobody knows, a limit that leaves no question, and
+    where the harness is missing.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: {limit} given; give 1 question or more, or leave it out for all")
     if named := [task for task in tasks if not task.endswith(".jsonl")]:
         _need_harness(named)
         from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
@@ -71,7 +68,7 @@ def check_tasks(tasks: Sequence[str]) -> dict[str, list[Question]]:
                 near = difflib.get_close_matches(task, known, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise ValueError(f"no task {task!r}; {hint}`lm-eval ls tasks` lists them; or give a .jsonl file of questions")
-    return {task: read_questions(Path(task)) for task in tasks if task.endswith(".jsonl")}
+    return {task: read_questions(Path(task)) if task.endswith(".jsonl") else None for task in tasks}
 
 
 def read_questions(path: Path) -> list[Question]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from compress import data
 from compress.beginning import Bos, begins_with
+from compress.checkpoint.config import load_config
 from compress.evaluating.clamping import measured
 from compress.evaluating.tasks import check_tasks, evaluate_tasks
 from compress.loading.quantizer import from_pretrained
@@ -17,7 +19,7 @@ from compress.validation import checked
 
 
 def evaluate(
-    model: str,
+    folder: Path,
     texts: Sequence[str],
     tasks: Sequence[str],
     length: int,
@@ -30,21 +32,19 @@ def evaluate(
 
     Raises FileNotFoundError or ValueError for what is not there, RuntimeError where a loss is not finite.
     """
-    name = data.resolve_model(model)
     # All that may be missing is looked for before a weight is read.
-    check_tasks(tasks)
-    tokenizer = data.load_tokenizer(name)
+    asked, config = check_tasks(tasks, limit), load_config(folder)
+    tokenizer = data.load_tokenizer(folder)
     sizes = {"length": length, "sequences": sequences, "bos": bos}
     sources = {text: checked(data.TextSource, {"text": text, **sizes}) for text in texts}
-    windows = {text: data.evaluation_tokens(source, tokenizer) for text, source in sources.items()}
+    windows = {}
+    for text, source in sources.items():
+        data.check_length(length, config, f"text {text!r}")
+        windows[text] = data.check_tokens(data.evaluation_tokens(source, tokenizer), config, tokenizer, f"text {text!r}")
+    model = from_pretrained(folder, dtype=torch.float32).eval()
     out: dict[str, Any] = {}
-    if texts:
-        loaded = from_pretrained(name, dtype=torch.float32).eval()
-        for text, tokens in windows.items():
-            data.check_length(length, loaded.config, f"text {text!r}")
-            data.check_tokens(tokens, loaded.config, tokenizer, f"text {text!r}")
-        for text, tokens in windows.items():
-            out[text] = {**measured(loaded, tokens, progress), "begins_with": begins_with(tokenizer, bos)}
+    for text, tokens in windows.items():
+        out[text] = {**measured(model, tokens, progress), "begins_with": begins_with(tokenizer, bos)}
     if tasks:
-        out["tasks"] = evaluate_tasks(name, tasks, limit)
+        out["tasks"] = evaluate_tasks(model, tokenizer, asked, limit, progress)
     return out

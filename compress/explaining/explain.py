@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
+from compress import data
 from compress.beginning import BOS, Bos, tokenize
 from compress.explaining.distillation import Distilled
 from compress.explaining.token_function import TokenFunction
@@ -121,12 +122,19 @@ def explain_token(
     """Explain a module of a causal language model at one token of a text; deterministic under `options.seed`.
 
     Other tokens stay as they are, so an attention is explained as a function of this token alone. Raises ValueError for a
-    module that is not there or maps no activations to activations, a position outside the text, and text too short to say how
-    activations vary.
+    module that is not there or maps no activations to activations, a position outside the text, text too short to say how
+    activations vary, and text that the model has no positions or embeddings for.
     """
     options = options or ExplainOptions.model_validate({})
     front, ids = tokenize(tokenizer, text, options.bos)
-    at = TokenFunction(model, module, torch.tensor([front + ids], dtype=torch.long), position, len(front))
+    if not ids:
+        raise ValueError("text: it gives no token; give two dozen or more")
+    read: Any = torch.tensor([front + ids], dtype=torch.long)
+    most = data.positions(model.config)
+    if most is not None and read.shape[1] > most:
+        raise ValueError(f"text: {read.shape[1]} tokens given, and the model has {most} positions; give shorter text")
+    data.check_tokens(read, model.config, tokenizer, "text")
+    at = TokenFunction(model, module, read, position, len(front))
     inputs, position = at.inputs.double(), at.position
     generator = torch.Generator().manual_seed(options.seed)
     axes = _axes(inputs, options.inputs)

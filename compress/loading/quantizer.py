@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from compress.plan import Plan
 
 
+_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # options that say where a hub id is found
+
+
 class CompressQuantizer(SwapQuantizer):
     """Builds the replacements from the checked Plan, by the kinds of compress and of other packages."""
 
@@ -65,7 +68,8 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> Any:
 
     Returns the model, in eval mode.
 
-    Raises ValueError for a plan that this version does not read, and what transformers raises.
+    Raises ValueError for a plan that this version does not read or a file beyond the limits of what is read, FileNotFoundError
+    where there is no such model, and what transformers raises.
 
     >>> import compress
     >>> compress.from_pretrained("novella").config.num_hidden_layers
@@ -73,13 +77,15 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    from compress.checkpoint.locate import locate
     from compress.data import resolve_model
 
     register()
-    name = resolve_model(str(path))
-    if Path(name).is_dir():
-        check_folder(Path(name))
-    return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    # Of the hub, too, it is looked at before transformers reads it.
+    hub = {option: kwargs[option] for option in _HUB if option in kwargs}
+    folder = locate(resolve_model(str(path)), code=bool(kwargs.get("trust_remote_code")), **hub)
+    check_folder(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, **kwargs)
 
 
 def check_folder(folder: Path) -> None:

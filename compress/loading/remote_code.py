@@ -163,13 +163,15 @@ def saves_remote_code(model: Any, plan: Plan) -> None:
     model.save_pretrained = partial(_save_pretrained, model, plan)
 
 
-def _save_pretrained(model: Any, plan: Plan, save_directory: str | PathLike[str], **options: Any) -> None:
+def _save_pretrained(
+    model: Any, plan: Plan, save_directory: str | PathLike[str], is_main_process: bool = True, *more: Any, **options: Any
+) -> None:
     # The file goes first: what transformers uploads are the files that changed since it began.
-    if options.get("is_main_process", True):
+    if is_main_process:
         folder = Path(save_directory)
         write_text(folder / FILE, remote_code(plan, str(model.config.model_type)))
         model.config.auto_map = auto_map(folder, getattr(model.config, "auto_map", None))
-    type(model).save_pretrained(model, save_directory, **options)
+    type(model).save_pretrained(model, save_directory, is_main_process, *more, **options)
 
 
 def _references(value: Any) -> list[Any]:

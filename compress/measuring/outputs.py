@@ -44,17 +44,17 @@ class Text:
         }
 
 
-def read_texts(sources: Mapping[str, data.TextSource], tokenizer: Any, longest: int | None) -> list[Text]:
+def read_texts(sources: Mapping[str, data.TextSource], tokenizer: Any, config: Any) -> list[Text]:
     """Tokenize the texts; one that does not say how many windows gives at most `WINDOWS`.
 
-    Raises ValueError where windows are longer than the model's positions.
+    Raises ValueError where windows are longer than the model's positions, or a token is beyond its vocabulary; `config` is the
+    transformers one.
     """
     out = []
     for name, given in sources.items():
         source = given if given.sequences is not None else given.model_copy(update={"sequences": WINDOWS})
-        if longest is not None and source.length > longest:
-            raise ValueError(f"text {name!r}: windows of {source.length} tokens; the model has {longest} positions")
-        tokens = data.evaluation_tokens(source, tokenizer)
+        data.check_length(source.length, config, f"text {name!r}")
+        tokens = data.check_tokens(data.evaluation_tokens(source, tokenizer), config, tokenizer, f"text {name!r}")
         out.append(Text(name, source, tokens, begins_with(tokenizer, source.bos)))
     return out
 

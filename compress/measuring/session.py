@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from compress import data
-from compress.checkpoint.files import read_json
+from compress.checkpoint.config import load_config
 from compress.evaluating.cost import cache_bytes_per_token, weight_bytes
 from compress.measuring import outputs
 from compress.measuring.cold_start import ColdStart, cold
@@ -64,17 +64,21 @@ class Blocks:
         return {variant.label: variant.folder for variant in self.competitors}
 
     def read_texts(self, sources: Mapping[str, data.TextSource], prompt: str | None) -> None:
-        """Tokenize the texts for each baseline. Raises ValueError where something is longer than a model's positions."""
+        """Tokenize the texts for each baseline.
+
+        Raises ValueError where something is longer than a model's positions, or beyond its vocabulary.
+        """
         for label in dict.fromkeys(self.baselines.values()):
             folder = self._folders[label]
-            longest = (read_json(folder / "config.json") or {}).get("max_position_embeddings")
+            config = load_config(folder)
+            longest = data.positions(config)
             if longest is not None and self.load.longest > longest:
                 raise ValueError(
                     f"{label} has {longest} positions; the prefill, and each context with its steps, must fit: "
                     f"{self.load.longest} given"
                 )
             tokenizer = data.load_tokenizer(str(folder))
-            self.texts[label] = outputs.read_texts(sources, tokenizer, longest)
+            self.texts[label] = outputs.read_texts(sources, tokenizer, config)
             most = max(1, min(PROMPT_TOKENS, (longest or PROMPT_TOKENS + CONTINUATION_TOKENS) - CONTINUATION_TOKENS))
             self._prompts[label] = outputs.prompt_tokens(prompt, self.texts[label], tokenizer, most)
 
@@ -82,7 +86,7 @@ class Blocks:
         """Every block, then what was judged is written into every row. Raises RuntimeError where no block could run."""
         threads = torch.get_num_threads()
         try:
-            for device in self.devices:
+            for device in self._fastest_first:
                 for runtime in self.runtimes:
                     self._block(runtime, device)
         finally:
@@ -104,19 +108,30 @@ class Blocks:
                 self.skipped.append({"runtime": job.runtime, "device": job.device, "reason": reason})
             tick()
 
+    @property
+    def _fastest_first(self) -> list[str]:
+        """The devices, so that outputs are judged on the fastest that a runtime works on."""
+        return [device for device in ("cuda", "mps", "cpu") if device in self.devices]
+
     def _block(self, runtime: Runtime, device: str) -> None:
         """One runtime on one device; where that cannot be, `skipped` says why."""
         reason = obstacle(runtime, device)
         if reason is None:
             try:
-                jobs, runners = self._open(runtime, device)
-            except Exception as error:
-                if runtime == "eager":  # a model that torch does not load is a mistake, not a missing runtime
+                self._measure_block(runtime, device)
+            except Exception as error:  # torch.compile looks for its compiler only when it runs
+                if runtime == "eager":  # a model that torch does not run is a mistake, not a missing runtime
                     raise
                 reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if reason is not None:
             self.skipped.append({"runtime": runtime, "device": device, "reason": reason})
-            return
+        # What the block had loaded is gone by now, an error's frames too.
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _measure_block(self, runtime: Runtime, device: str) -> None:
+        jobs, runners = self._open(runtime, device)
         texts = {label: self.texts[base][0].tokens.flatten().tolist() for label, base in self.baselines.items()}
         tick = self.progress(f"{runtime} on {device}", self.load.rounds() * len(runners))
         times = time_side_by_side(runners, self.baselines, texts, self.load, tick)
@@ -137,10 +152,6 @@ class Blocks:
                     **times[variant.label],
                 }
             )
-        del runners
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()
 
     def _open(self, runtime: Runtime, device: str) -> tuple[dict[str, ColdStart], dict[str, Runner]]:
         onnx = _family(runtime) != "torch"
@@ -149,30 +160,32 @@ class Blocks:
         for label, folder in self._folders.items():
             dtype = resolve_dtype(folder, runtime, device, self.dtype)
             if onnx:
-                folder = exported(folder, self.work, dtype, int8="ort-int8" in self.runtimes)  # noqa: PLW2901
+                int8 = "ort-int8" in self.runtimes and dtype == "float32"  # it is made from a float32 graph only
+                folder = exported(folder, self.work, dtype, int8=int8)  # noqa: PLW2901
             jobs[label] = ColdStart(str(folder), runtime, device, dtype, self.threads, self.load.prefill_length)
             runners[label] = open_runner(folder, runtime, device, dtype, self.threads)
             tick()
         return jobs, runners
 
     def _judge(self, runtime: Runtime, device: str, runners: Mapping[str, Runner], jobs: Mapping[str, ColdStart]) -> None:
-        """Perplexity, distance from the baseline and generated text, once per kind of runtime."""
-        if device != self._judging_device(runtime) or any(family == _family(runtime) for _, family in self._judged):
+        """Perplexity, distance from the baseline and generated text, in the first block of a kind of runtime that works."""
+        if any(family == _family(runtime) for _, family in self._judged):
             return
         tick = self.progress(f"judge {runtime}", sum(len(self.texts[base]) for base in self.baselines.values()))
+        judged = {}
         for label, base in self.baselines.items():
             reference = self._reference(base, runners if _family(runtime) == "torch" else {})
             scores = outputs.score(runners[label].scorer(), reference, self.texts[base], tick)
             by = "eager" if _family(runtime) == "torch" else runtime
             measured = {"runtime": by, "device": device, "dtype": jobs[label].dtype, "texts": scores}
-            self._judged[label, _family(runtime)] = measured
-        if not self.generation:
-            self._generate(runners)
+            judged[label, _family(runtime)] = measured
+        self.generation = self.generation or self._generated(runners)
+        self._judged |= judged
 
     def _reference(self, base: str, runners: Mapping[str, Runner]) -> Remembered:
         """The baseline in torch, eager: what every runtime's outputs are compared with."""
         if base not in self._references:
-            device = self._judging_device("eager")
+            device = self._fastest_first[0]
             folder = self._folders[base]
             runner = runners.get(base) or open_runner(
                 folder, "eager", device, resolve_dtype(folder, "eager", device, self.dtype), self.threads
@@ -180,7 +193,8 @@ class Blocks:
             self._references[base] = Remembered(runner.scorer())
         return self._references[base]
 
-    def _generate(self, runners: Mapping[str, Runner]) -> None:
+    def _generated(self, runners: Mapping[str, Runner]) -> dict[str, dict[str, Any]]:
+        out = {}
         for base, prompt in self._prompts.items():
             tokenizer = data.load_tokenizer(str(self._folders[base]))
             texts = {
@@ -188,12 +202,8 @@ class Blocks:
                 for label, against in self.baselines.items()
                 if against == base
             }
-            self.generation[base] = {"prompt": tokenizer.decode(prompt), "tokens": CONTINUATION_TOKENS, "continuations": texts}
-
-    def _judging_device(self, runtime: Runtime) -> str:
-        """Outputs are judged on one device only: the fastest that the runtime works on."""
-        fastest = [device for device in ("cuda", "mps", "cpu") if device in self.devices]
-        return next((device for device in fastest if obstacle(runtime, device) is None), fastest[0])
+            out[base] = {"prompt": tokenizer.decode(prompt), "tokens": CONTINUATION_TOKENS, "continuations": texts}
+        return out
 
 
 def _family(runtime: str) -> str:

@@ -23,7 +23,7 @@ from compress.checkpoint.swap import replacing
 from compress.checkpoint.writer import copy_tokenizer
 from compress.evaluating.controls import mlp_means, skip_layers
 from compress.evaluating.origin import record
-from compress.loading.quantizer import from_pretrained
+from compress.loading.quantizer import check_folder, from_pretrained
 from compress.plan import Plan, read_plan
 
 Kind = Literal["baseline", "skip-identity", "skip-zero", "skip-mean", "compressed"]
@@ -44,13 +44,16 @@ def collect(paths: Sequence[Path], kinds: Sequence[str], work: Path, baseline: P
     """The variants of every checkpoint, baselines first; one baseline serves all checkpoints made from it.
 
     A plain model folder is a baseline of its own. Without `baseline` the model that a checkpoint's recipe.yaml names is taken.
-    Raises ValueError for an unknown kind, FileNotFoundError where a folder or a baseline is not there.
+    Raises ValueError for an unknown kind or a folder beyond the limits of what is read, FileNotFoundError where a folder or a
+    baseline is not there.
     """
     wanted = check_kinds(kinds)
     paths = list(dict.fromkeys(locate(data.resolve_model(str(path))) for path in paths))
     names = _distinct_names(paths)
     plans = {path: read_plan(path) for path in paths}
     origins = {path: path if not plans[path].modules else origin(path, baseline) for path in paths}
+    for folder in dict.fromkeys([*paths, *origins.values()]):
+        check_folder(folder)
     bases = {folder.resolve(): folder for folder in origins.values()}
     base_labels = dict(zip(bases, _distinct_names(list(bases)).values(), strict=True))
     if len(bases) == 1 and any(plan.modules for plan in plans.values()):

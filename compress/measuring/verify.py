@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from compress import data, methods
@@ -22,8 +22,10 @@ from compress.checkpoint.shards import Shards
 from compress.evaluating.controls import mlp_means, skip_layers
 from compress.evaluating.origin import Record, record
 from compress.evaluating.perplexity import perplexity
-from compress.loading.quantizer import from_pretrained
+from compress.loading.quantizer import check_folder, from_pretrained
 from compress.progress import Progress, silent
+from compress.reading import yaml_text
+from compress.validation import explain
 
 Verdict = Literal["same", "differs", "not measured"]
 
@@ -42,17 +44,54 @@ class Finding:
     note: str = ""
 
 
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Measured(_Part):
+    """What a report says of one text."""
+
+    perplexity: float
+    tokens: int | None = None
+
+
+class _Module(_Part):
+    """What a report says of one module; methods say more."""
+
+    module: str
+    layer: int
+    method: str
+    parameters: int | None = None
+
+
+class Report(_Part):
+    """The parts of a report.json that are measured again."""
+
+    files: dict[str, str] = {}
+    calibration: dict[str, str] = {}
+    parameters: dict[str, int] = {}
+    modules: list[_Module] = []
+    evaluation: dict[str, dict[str, _Measured]] = {}
+
+
 def verify(folder: Path, tolerance: float = TOLERANCE, progress: Progress | None = None) -> list[Finding]:
     """Every number of `folder`/report.json that can be measured again, in the report's order.
 
-    `tolerance` is relative, of perplexities; everything else must be equal. Raises FileNotFoundError without a report.
+    `tolerance` is relative, of perplexities; everything else must be equal. Raises FileNotFoundError without a report,
+    ValueError for one that `compress fit` did not write.
     """
     report = read_json(folder / "report.json")
     if report is None or not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint with a readable report.json; give a folder that compress fit wrote")
+    try:
+        Report.model_validate(report)
+    except ValidationError as error:
+        lines = (f"{folder / 'report.json'}: {line}" for line in explain(error, Report))
+        raise ValueError("\n".join(lines)) from None
     origin: Record | str
     try:
         origin = record(folder)
+        check_folder(origin.model)
     except FileNotFoundError as error:
         origin = f"the original model is not here: {error}"
     findings = [*_files(folder, report), *_calibration(report, origin), *_parameters(folder, report, origin)]
@@ -135,14 +174,15 @@ def _evaluation(
     tick = progress("verify", sum(len(texts) for texts in recorded.values()))
     for variant, texts in recorded.items():
         load = origin if isinstance(origin, str) else _loader(folder, variant, origin)
-        model = None if isinstance(load, str) else load()
+        model = None  # loaded for the first text that is here
         for name, said in texts.items():
             what = f"perplexity of {variant} on {name}"
-            tokens = str(load) if isinstance(origin, str) or model is None else _windows(origin, name)
-            if model is None or isinstance(tokens, str):
-                yield Finding(what, said["perplexity"], None, "not measured", str(tokens))
-            else:
+            tokens = load if isinstance(load, str) or isinstance(origin, str) else _windows(origin, name)
+            if isinstance(tokens, Tensor) and not isinstance(load, str):
+                model = model or load()
                 yield _close(what, said, perplexity(model, tokens), tolerance)
+            else:
+                yield Finding(what, said["perplexity"], None, "not measured", str(tokens))
             tick()
 
 
@@ -170,7 +210,7 @@ def _loader(folder: Path, variant: str, origin: Record) -> Callable[[], Any] | s
         return lambda: _load(folder)
     if variant not in ("identity", "zero", "mean"):
         return "this control is fitted, not derived: run fit again"
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe = yaml_text.read(folder / "recipe.yaml")
     if any(recipe.get(key) for key in ("propagate_error", "refine", "finetune")):
         return "the other modules were fitted on the surrogates' outputs, so that this control has others: run fit again"
     return lambda: _control(folder, variant, origin)

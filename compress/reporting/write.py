@@ -12,7 +12,6 @@ from typing import Any
 from jinja2 import UndefinedError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.markup import escape
 from rich.table import Table as RichTable
 
 from compress.checkpoint.files import write_text
@@ -160,7 +159,10 @@ def markdown(results: Entry, pictures: Sequence[tuple[str, Path]] = ()) -> str:
 
 
 def render_table(results: Entry) -> RenderableType:
-    """The tables for the console, without the details that the report has, and what could not be measured."""
+    """The tables for the console, without the details that the report has, and what could not be measured.
+
+    For a console without markup: labels and reasons may have brackets.
+    """
     shown = (ConsoleTable(table) for table in tables(results) if not table.is_detail)
     parts: list[RenderableType] = [part for table in shown for part in (table, "")]
     parts += [f"not measured: {s['runtime']} on {s['device']}: {s['reason']}" for s in results["skipped"]]
@@ -188,7 +190,7 @@ class ConsoleTable:
         for position, texts in enumerate(rows):
             if position and columns[0].is_group and texts[0]:
                 printed.add_section()
-            printed.add_row(*map(escape, texts))  # a label may look like rich's markup
+            printed.add_row(*texts)
         yield printed
 
 

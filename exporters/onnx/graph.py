@@ -70,7 +70,7 @@ def export_onnx(
         quantize: "int8" or "int4" MatMuls in a second graph, model_int8.onnx or model_int4.onnx, which genai_config.json then
             names; it is judged by `agreement`.
         inline_functions: leave no local functions in the graph, for runtimes that refuse them (OpenVINO).
-        verify: compare with torch on every provider here.
+        verify: compare every graph with torch, on every provider here.
         tolerance: allowed |Δlogit| / max(1, |logit|); by default 1e-4 in float32, 2e-2 in float16, 1e-1 in bfloat16. In half
             precision what torch itself loses against float32 arithmetic on the same weights is allowed in addition.
         agreement: of predictions on real text, the fraction in which a quantized graph must have torch's most likely token; by
@@ -117,17 +117,17 @@ def export_onnx(
             "folded_at_load": folded,
         }
         with clock("compare"):
-            given = _reference(model, source) if verify or quantize else None
-            if verify and given:
+            given = _reference(model, source) if verify else None
+            if given:
                 report["tolerance"] = parity.TOLERANCE[dtype] if tolerance is None else tolerance
                 report["parity"] = _judged(given, stage, dtype, report["tolerance"])
         with clock("quantize"):
-            if quantize and given:
+            if quantize:
                 report["quantized"] = quantize_graph(stage, quantize, given, source=_UNFOLDED)
                 for path in stage.glob(f"{_UNFOLDED}*"):
                     path.unlink()
                 report["quantized"]["agreement"] = AGREEMENT[quantize] if agreement is None else agreement
-                if verify and (found := disagreement(report["quantized"], report["quantized"]["agreement"])):
+                if given and (found := disagreement(report["quantized"], report["quantized"]["agreement"])):
                     other = "int8, or none" if quantize == "int4" else "int4, which leaves activations alone, or none"
                     raise RuntimeError(
                         f"the {quantize} graph does not say what the checkpoint says: {found}. Nothing was written. "
@@ -158,7 +158,8 @@ def check_options(dtype: str, opset: int, quantize: str | None, agreement: float
 
 
 def _reference(model: Any, source: Path) -> parity.Reference:
-    return parity.reference(model, parity.passage_tokens(source, model.config.vocab_size))
+    front, tokens = parity.passage_tokens(source, model.config.vocab_size)
+    return parity.reference(model, tokens, front)
 
 
 def _judged(given: parity.Reference, folder: Path, dtype: str, tolerance: float) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from compress.beginning import tokenize
 from exporters.onnx.runtime import CPU, CUDA, MODEL_FILE, OnnxModel, positions
 from exporters.onnx.trace import takes_positions
 
@@ -41,8 +42,8 @@ class Reference:
     rounding: float  # max |Δlogit| of torch in half precision against float32 on the same weights; 0 for a float32 model
 
 
-def reference(model: Any, tokens: Sequence[int]) -> Reference:
-    """Run `model` on windows of `tokens`, which are repeated where they are too few.
+def reference(model: Any, tokens: Sequence[int], front: Sequence[int] = ()) -> Reference:
+    """Run `model` on windows of `tokens`, which are repeated where they are too few, each with `front` before it.
 
     Two programs in half precision may both be right and far apart. So float32 arithmetic on a half model's weights is the
     reference (the model is left in it), and what its own half precision loses is the measure of what a graph may lose.
@@ -51,11 +52,14 @@ def reference(model: Any, tokens: Sequence[int]) -> Reference:
     context = int(getattr(config, "max_position_embeddings", None) or 1024)
     # Prompt, chunk and continuation within the context; at least two tokens.
     length = max(2, min(_PROMPT, context - GREEDY_TOKENS, context - _CHUNK - 1))
-    ids = np.resize(np.asarray(tokens, np.int64), 3 * (length + 1 + _CHUNK)).reshape(3, -1)
-    mask = np.ones((3, length), np.int64)
-    # The first row is whole, the second a quarter padding, the third half.
-    mask[1, : length // 4] = mask[2, : length // 2] = 0
-    prompts = np.where(mask == 1, ids[:, :length], int(getattr(config, "pad_token_id", None) or 0))
+    width, pad = length + 1 + _CHUNK, int(getattr(config, "pad_token_id", None) or 0)
+    text = np.resize(np.asarray(tokens, np.int64), (3, width - len(front)))
+    # The first row is whole, the second a quarter padding, the third half: padding, front, text.
+    padding = (0, length // 4, length // 2)
+    rows = [[*[pad] * n, *front, *row][:width] for n, row in zip(padding, text, strict=True)]
+    ids = np.asarray(rows, np.int64)
+    mask = (np.arange(length) >= np.asarray(padding)[:, None]).astype(np.int64)
+    prompts = ids[:, :length]
     # One token, then several at once, each on the cache of what came before.
     further = (("step", ids[:, length : length + 1]), ("chunk", ids[:, length + 1 :]))
     calls = [prompts, *(new for _, new in further)]
@@ -122,15 +126,18 @@ def breach(measured: dict[str, Any], provider: str, dtype: str, tolerance: float
     return f"{provider}: {' and '.join(found)}" if found else None
 
 
-def passage_tokens(checkpoint: Path, vocabulary: int) -> list[int]:
-    """A short English passage in the checkpoint's own tokens; seeded random ids where it has no tokenizer that fits."""
+def passage_tokens(checkpoint: Path, vocabulary: int) -> tuple[list[int], list[int]]:
+    """(what its tokenizer puts in front, a short English passage) in the checkpoint's own tokens.
+
+    Nothing in front of seeded random ids where it has no tokenizer that fits.
+    """
     from compress.data import load_tokenizer
 
     if any(checkpoint.glob("tokenizer*")) or any(checkpoint.glob("vocab*")):
-        ids = list(load_tokenizer(str(checkpoint)).encode(PASSAGE))
-        if ids and max(ids) < vocabulary:
-            return ids
-    return np.random.default_rng(0).integers(0, vocabulary, 96).tolist()
+        front, ids = tokenize(load_tokenizer(str(checkpoint)), PASSAGE)
+        if ids and max(front + ids) < vocabulary:
+            return front, ids
+    return [], np.random.default_rng(0).integers(0, vocabulary, 96).tolist()
 
 
 def _difference(ours: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

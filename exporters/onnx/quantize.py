@@ -26,12 +26,13 @@ def quantized_file(quantization: Quantization) -> str:
 
 
 def quantize_graph(
-    folder: Path, quantization: Quantization, given: parity.Reference, *, source: str = MODEL_FILE
+    folder: Path, quantization: Quantization, given: parity.Reference | None, *, source: str = MODEL_FILE
 ) -> dict[str, Any]:
-    """Write `folder`/model_int8.onnx or model_int4.onnx; return how far its logits are from torch's, what stays float.
+    """Write `folder`/model_int8.onnx or model_int4.onnx; return what stays float, and how far its logits are from those
+    `given` by torch.
 
     int8: per output channel, activations quantized as they come (dynamic). int4: blocks of 32, weights only (MatMulNBits).
-    `source` is the float graph in which weights are still weights (`onnx_pivots.fold_small_pivots` makes products of them).
+    `source` is the float graph in which weights are still weights (`pivots.fold_small_pivots` makes products of them).
     A tied head stays float: it is the embedding, which is looked up and so kept in any case.
     """
     target = folder / quantized_file(quantization)
@@ -45,7 +46,7 @@ def quantize_graph(
         "quantized_matmuls": sum(
             node.op_type in ("MatMulNBits", "MatMulInteger", "DynamicQuantizeMatMul") for node in graph.node
         ),
-        "parity": {CPU: parity.compare(given, folder, CPU, file=target.name)},
+        "parity": {} if given is None else {CPU: parity.compare(given, folder, CPU, file=target.name)},
     }
 
 

@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from recipes_for_tests import STEP, evaluated_recipe, tiny_folder
 
 import compress
+from compress.checkpoint import disk, swap
 from compress.checkpoint.work import work_of
 
 HEAVY = {"torch", "transformers", "pydantic", "numpy", "importlib.metadata", "sympy", "yaml"}
@@ -196,6 +198,35 @@ def test_explain_takes_a_folder_and_a_model(fitted):
     assert from_folder.text() == from_memory.text()
     with pytest.raises(ValueError, match="tokenizer: give that of the model in memory"):
         compress.explain(model, "model.layers.0.mlp", text)
+
+
+def test_evaluate_and_explain_finish_what_a_killed_run_left(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "_renameat2", lambda: None)  # file after file: between two of them it is no checkpoint
+    source, out = folders("llama"), tmp_path / "out"
+
+    def put():
+        with swap.replacing(out, "checkpoint") as stage:
+            shutil.copytree(source, stage, dirs_exist_ok=True)
+
+    def kill(moment, operation, path):
+        if not (out / "config.json").exists():
+            raise KeyboardInterrupt
+
+    def evaluate():
+        compress.evaluate(out, texts=[str(source / "text.txt")], length=32, sequences=1)
+
+    def explain():
+        compress.explain(out, "model.layers.0.mlp", (source / "text.txt").read_text()[:60], inputs=2, neighbours=100)
+
+    put()
+    for ask in (evaluate, explain):
+        with pytest.MonkeyPatch.context() as patch, disk.watched(kill):
+            patch.setattr(swap, "recover", lambda _: None)  # in a killed process nothing cleans up
+            with pytest.raises(KeyboardInterrupt):
+                put()
+        assert swap.interrupted(out)
+        ask()
+        assert not swap.interrupted(out)
 
 
 # Progress

@@ -114,7 +114,7 @@ def test_a_mistake_is_one_line_and_exit_code_two(compress, arguments, line):
         (("fit", "--set", "sed=1"), "unknown key 'sed'; did you mean 'seed'?"),
         (("fit", "--set", "steps.0.layers=[9]"), "targets: layer 9 given; the model has layers 0 to 1"),
         (("fit", "--set", "steps.0.rank.keep=[]"), "steps.0.rank.keep: the list is empty; give one value or several"),
-        (("fit", "--set", "model=/nowhere/model"), "no model folder '/nowhere/model'"),
+        (("fit", "--set", "model=/nowhere/model"), "no model folder '/nowhere/model'. Allowed: novella, a local folder"),
         (("fit", "--set", "calibration.text=nowhere.txt"), "no file 'nowhere.txt'"),
         (("sweep", "--set", "seed=1"), "a sweep needs a key with several values"),
         (("search", "--tolerance", "-1"), "tolerance: Input should be greater than or equal to 0; given -1.0"),

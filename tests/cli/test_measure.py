@@ -6,6 +6,9 @@ import pytest
 from results_for_tests import made_results
 
 from compress.api import finished
+from compress.cli.console import show
+from compress.cli.tables import preview_table
+from compress.reporting.write import render_table
 
 
 @pytest.fixture
@@ -43,3 +46,13 @@ def test_bench_with_a_report_and_json_prints_json_alone(compress, asked, tmp_pat
     assert code == 0
     assert json.loads(out)["format"] == 1
     assert (tmp_path / "report.html").is_file()
+
+
+def test_brackets_and_colons_in_names_and_reasons_are_text(capsys):
+    results = made_results()
+    results["skipped"][0]["reason"] = 'pip install "compress[hub]" [/x] :smile:'
+    show(render_table(results))
+    show(preview_table([], 0, "runs/[a]/x[/b]"))
+    out = capsys.readouterr().out
+    assert 'not measured: ort-int8 on cpu: pip install "compress[hub]" [/x] :smile:' in out
+    assert "plan for runs/[a]/x[/b]" in out

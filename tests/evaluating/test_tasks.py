@@ -9,7 +9,12 @@ import pytest
 import torch
 from checkpoints import tiny_model
 
-from compress.evaluating.tasks import Question, evaluate_tasks, read_questions, score_choice, score_questions
+from compress.evaluating import texts_and_tasks
+from compress.evaluating.tasks import Question, check_tasks, read_questions, score_choice, score_questions
+from compress.evaluating.texts_and_tasks import evaluate
+from compress.loading.quantizer import from_pretrained
+from compress.novella import FOLDER
+from compress.progress import silent
 
 
 class Letters:
@@ -69,8 +74,45 @@ def test_jsonl_tasks_run_on_a_model_folder(tmp_path):
     file = tmp_path / "asked.jsonl"
     rows = [{"context": "It was a", "choices": [" dark", " qzx"], "answer": 0} for _ in range(3)]
     file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    got = evaluate_tasks("novella", [str(file)], limit=2)[str(file)]
+    got = evaluate(FOLDER, [], [str(file)], 256, None, limit=2, bos="auto", progress=silent)["tasks"][str(file)]
     assert got == {"accuracy": 1.0, "accuracy_norm": 1.0, "stderr": 0.0, "questions": 2}
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """A file of one question in the letters of tiny models."""
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"context": "abc", "choices": ["d", "e"], "answer": 0}))
+    return str(tmp_path / "asked.jsonl")
+
+
+def test_texts_and_tasks_are_judged_by_one_model_and_both_are_heard_of(folders, asked, monkeypatch):
+    loaded, heard = [], []
+
+    def listen(description, total):
+        heard.append(description)
+        return lambda note="", done=1: None
+
+    monkeypatch.setattr(texts_and_tasks, "from_pretrained", lambda *a, **k: loaded.append(a) or from_pretrained(*a, **k))
+    text = str(folders("llama") / "text.txt")
+    found = evaluate(folders("llama"), [text], [asked], 32, 2, limit=None, bos="auto", progress=listen)
+    assert found[text]["tokens"] == 2 * 31
+    assert found["tasks"][asked]["questions"] == 1
+    assert len(loaded) == 1
+    assert heard == ["perplexity", "questions"]
+
+
+@pytest.mark.parametrize(
+    ("length", "limit", "message"),
+    [
+        (32, 0, "limit: 0 given; give 1 question or more, or leave it out for all"),
+        (32, -1, "limit: -1 given"),
+        (200, None, "windows of 200 tokens, and the model has 128 positions"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_weight_is_read(folders, asked, monkeypatch, length, limit, message):
+    monkeypatch.setattr(texts_and_tasks, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match=message):
+        evaluate(folders("llama"), [str(folders("llama") / "text.txt")], [asked], length, 2, limit, "auto", silent)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +134,7 @@ def test_a_line_that_is_no_question_is_named(tmp_path, line, message):
 def test_named_tasks_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ValueError, match=r"compress\[tasks\]"):
-        evaluate_tasks("novella", ["piqa"])
+        check_tasks(["piqa"])
 
 
 def test_a_score_that_is_not_finite_is_an_error(questions):

@@ -135,6 +135,22 @@ def test_what_cannot_be_explained_is_named(tiny, module, position, more, message
         explain_token(model, tokenizer, module, text, position, options(**more))
 
 
+@pytest.mark.parametrize(
+    ("characters", "vocabulary", "message"),
+    [
+        (200, 97, "text: 200 tokens given, and the model has 128 positions; give shorter text"),
+        (40, 50, "text: token 9. .* is beyond the model's vocabulary of 50"),
+        (0, 97, "text: it gives no token; give two dozen or more"),
+    ],
+)
+def test_text_that_the_model_has_no_place_for_is_refused_before_it_runs(tiny, monkeypatch, characters, vocabulary, message):
+    model, tokenizer, text = tiny
+    monkeypatch.setattr(model.config, "vocab_size", vocabulary)
+    monkeypatch.setattr(model, "forward", lambda *_, **__: pytest.fail("the model was run"))
+    with pytest.raises(ValueError, match=message):
+        explain_token(model, tokenizer, MLP, (text * 5)[:characters], 0, options())
+
+
 def test_one_token_says_nothing_of_how_activations_vary(tiny):
     model, tokenizer, text = tiny
     with pytest.raises(ValueError, match=r"over 1 tokens the module's inputs vary in 0 directions; give longer text"):

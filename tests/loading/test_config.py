@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 
+import huggingface_hub
 import pytest
 from checkpoints import tiny_checkpoint
 
@@ -53,10 +54,30 @@ def test_it_is_refused_with_the_entry_in_hardly_any_time(folder, changes, messag
 @pytest.mark.parametrize(
     "name", ["tokenizer_config.json", "generation_config.json", "tokenizer.json", "special_tokens_map.json"]
 )
-def test_the_files_beside_it_have_limits_too(folder, name):
+def test_the_files_beside_it_have_limits_too(folder, name, tmp_path):
+    doors = (
+        read_config,
+        lambda given: compress.evaluate(given, texts=["novella"]),
+        lambda given: compress.explain(given, "model.layers.0.mlp", "some text"),
+        lambda given: compress.bench(given, texts={"own": "novella"}, out=tmp_path / "results.json"),
+    )
     (folder / name).write_text("[" * 1000)
     try:
-        with pytest.raises(ValueError, match=f"{name}: JSON nested deeper than 130"):
-            read_config(folder)
+        for door in doors:
+            with pytest.raises(ValueError, match=f"{name}: JSON nested deeper than 130"):
+                door(folder)
     finally:
         (folder / name).unlink()
+
+
+def test_a_model_of_the_hub_has_limits_too(folder, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.update(options) or folder)
+    assert compress.from_pretrained("org/name", revision="v1", token="secret").config.model_type == "llama"
+    assert (asked["revision"], asked["token"], "*.py" in asked["allow_patterns"]) == ("v1", "secret", False)
+    (folder / "generation_config.json").write_text("[" * 1000)
+    try:
+        with pytest.raises(ValueError, match=r"generation_config\.json: JSON nested deeper than 130"):
+            compress.from_pretrained("org/name")
+    finally:
+        (folder / "generation_config.json").unlink()

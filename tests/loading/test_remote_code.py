@@ -139,6 +139,16 @@ def test_with_compress_installed_a_renamed_head_is_read_and_written_either_way(t
     assert _digest(tmp_path / "again") == _digest(folder)
 
 
+def test_save_pretrained_takes_its_options_by_position_too(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "first", "qwen2", "identity_mlp")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "again", True, model.state_dict())
+    assert _digest(tmp_path / "again") == _digest(folder)
+    assert (tmp_path / "again" / "modeling_compress.py").is_file()
+    model.save_pretrained(tmp_path / "elsewhere", False)  # not the main process: it writes no code
+    assert not (tmp_path / "elsewhere" / "modeling_compress.py").exists()
+
+
 def test_the_original_s_code_is_named_no_more_but_for_a_tokenizer_that_is_there(tmp_path: Path) -> None:
     """As the published Phi-3 folders have it: configuration and model code of their own, beside a type transformers knows."""
     folder = tiny_checkpoint(tmp_path, "phi3", "low_rank_linear")

@@ -14,6 +14,7 @@ from compress.checkpoint.writer import copy_tokenizer
 from compress.data import calibration_tokens, load_tokenizer
 from compress.evaluating.controls import mlp_means
 from compress.evaluating.origin import record
+from compress.measuring.run import _texts_of
 from compress.measuring.variants import collect, control_layers, write_skip
 from compress.novella import FOLDER
 
@@ -130,6 +131,19 @@ def test_several_checkpoints_share_a_baseline_and_keep_their_names(pair, tmp_pat
         "deep/small",
     ]
     assert {v.baseline for v in got} == {"baseline"}
+
+
+@pytest.mark.parametrize("pair", ["llama"], indirect=True)
+def test_where_a_baseline_is_given_the_original_of_the_recipe_is_not_looked_for(pair, tmp_path):
+    base, folder = pair
+    recipe = json.loads((folder / "recipe.yaml").read_text()) | {"model": "in_memory"}
+    recipe["evaluation"] = {"texts": {"own": recipe["calibration"]["text"]}}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    got = collect([folder], ["skip-mean", "compressed"], tmp_path / "work", base)
+    assert [variant.kind for variant in got] == ["baseline", "skip-mean", "compressed"]
+    assert [*_texts_of(got)] == ["own"]
+    with pytest.raises(FileNotFoundError, match=r"'in_memory'.*; give the original model as baseline"):
+        collect([folder], ["compressed"], tmp_path / "work")
 
 
 def test_a_plain_model_is_a_baseline_of_its_own(tmp_path):

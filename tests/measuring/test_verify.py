@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
+import yaml
 from recipes_for_tests import tiny_folder, tiny_recipe
 from safetensors.torch import load_file, save_file
 
@@ -102,6 +104,15 @@ def test_what_cannot_be_measured_is_said_and_is_no_difference(folder):
     assert "the original model is not here" in findings[-1].note
 
 
+def test_no_model_is_loaded_for_texts_that_are_not_here(folder, monkeypatch):
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["evaluation"]["texts"] = {"own": "/nowhere/text.txt"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr("compress.measuring.verify._load", lambda _: pytest.fail("a model was loaded"))
+    last = verify(folder)[-1]
+    assert (last.verdict, last.note.partition(":")[0]) == ("not measured", "the text is not here")
+
+
 def test_fitted_controls_are_left_to_fit(folder):
     def change(report):
         report["evaluation"] = {"pca": report["evaluation"]["identity"]}
@@ -123,6 +134,23 @@ def test_a_missing_file_is_a_difference(folder):
 def test_a_folder_without_a_report_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint with a readable report\.json"):
         verify(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ([], "report.json: Input should be a valid dictionary"),
+        ({"modules": [3]}, "report.json: modules.0: Input should be a valid dictionary"),
+        ({"evaluation": {"compressed": {"own": {}}}}, "report.json: evaluation.compressed.own.perplexity: Field required"),
+        ({"parameters": {"baseline": "all"}}, "report.json: parameters.baseline: Input should be a valid integer; given 'all'"),
+    ],
+)
+def test_a_report_that_fit_did_not_write_is_refused_in_a_line(tmp_path, report, message):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        verify(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_tolerance_is_of_the_perplexity(folder):

@@ -29,7 +29,7 @@ def written(tmp_path_factory):
 
 
 def _printed(results, width=200):
-    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console = Console(file=io.StringIO(), width=width, color_system=None, markup=False)
     console.print(render_table(results))
     return console.file.getvalue()
 

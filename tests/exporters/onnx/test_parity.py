@@ -80,7 +80,19 @@ def test_short_contexts_are_not_exceeded(positions: int) -> None:
 def test_tokens_are_text_where_there_is_a_tokenizer_and_seeded_noise_where_not(tmp_path: Path) -> None:
     from compress.data import load_tokenizer
 
-    tokens = passage_tokens(FOLDER, 4096)
+    front, tokens = passage_tokens(FOLDER, 4096)
+    assert front == []  # novella's tokenizer adds nothing
     assert load_tokenizer(str(FOLDER)).decode(tokens) == PASSAGE
     assert passage_tokens(FOLDER, 50) == passage_tokens(tmp_path, 50)  # a tokenizer that is not this model's
-    assert max(passage_tokens(tmp_path, 50)) < 50
+    assert max(passage_tokens(tmp_path, 50)[1]) < 50
+
+
+def test_every_row_begins_as_the_model_reads_texts() -> None:
+    given = reference(tiny_model("llama"), range(1, 97), front=[90, 91])
+    for row, mask, last in zip(given.prompts, given.mask, given.further[0][1][:, 0], strict=True):
+        first, *_ = np.flatnonzero(mask)
+        assert row[first:][:2].tolist() == [90, 91]
+        text = [*row[first + 2 :].tolist(), int(last)]
+        assert text == [*range(text[0], text[0] + len(text))]  # without a gap to what is read next
+        assert not mask[:first].any()
+    assert given.mask.sum(axis=1).tolist() == [24, 18, 12]
