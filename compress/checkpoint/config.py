@@ -58,7 +58,7 @@ class Described(BaseModel):
     rope_scaling: dict[_Word, _Rotary] | None = None
     layer_types: Annotated[list[_Word], Field(max_length=10_000)] | None = None
     bos_token_id: _Token | None = None
-    eos_token_id: _Token | list[_Token] | None = None
+    eos_token_id: _Token | Annotated[list[_Token], Field(max_length=1000)] | None = None
     pad_token_id: _Token | None = None
 
 

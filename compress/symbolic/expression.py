@@ -163,7 +163,10 @@ def from_tree(tree: Tree, symbols: Sequence[sympy.Symbol], constants: Sequence[f
                 name: str = node[0]
                 make = PRIMITIVES[name].sympy
                 assert make is not None
-                return make(*args, evaluate=evaluate)
+                try:
+                    return make(*args, evaluate=evaluate)
+                except TypeError as error:  # sympy's word for a comparison with nan, which it computes all the same
+                    raise ValueError(f"{name}: {error}") from error
 
     return fold(tree, tree_children, visit)
 

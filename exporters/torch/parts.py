@@ -119,7 +119,9 @@ def _end(checkpoint: Path, config: Any) -> list[int]:
     tokens = [] if value is None else value if isinstance(value, list) else [value]
     if odd := [token for token in tokens if type(token) is not int or not -1 <= token < 2**31]:
         raise ValueError(f"{checkpoint}: eos_token_id {str(odd[0])[:100]!r} given; allowed: token ids")
-    return tokens
+    if len(tokens) > 1000:  # they stand in the source, one by one
+        raise ValueError(f"{checkpoint}: {len(tokens)} values of eos_token_id given; allowed: at most 1000")
+    return list(dict.fromkeys(tokens))
 
 
 def _attentions(parts: Parts, left: dict[str, ModuleSpec]) -> None:

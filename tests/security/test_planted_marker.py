@@ -120,6 +120,11 @@ def test_no_value_beside_the_config_becomes_code(tmp_path: Path) -> None:
         (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
         with pytest.raises(ValueError, match=r"eos_token_id .* given; allowed: token ids"):
             read(checkpoint)
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": [7] * 999}))
+    assert "END: set[int] = {7}" in source(read(checkpoint))
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(2000))}))
+    with pytest.raises(ValueError, match="2000 values of eos_token_id given; allowed: at most 1000"):
+        read(checkpoint)
 
 
 class Tags(HTMLParser):

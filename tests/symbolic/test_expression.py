@@ -71,6 +71,20 @@ def test_equal_constants_share_a_parameter_and_constant_parts_become_one():
     assert complexity(tree) == 9
 
 
+def test_a_comparison_with_nan_is_refused():
+    with pytest.raises(ValueError, match="where: Invalid NaN comparison"):
+        from_tree(
+            [
+                "where",
+                ["lt", ["where", ["lt", ["var", 0], ["int", 0]], ["nan"], ["int", 1]], ["int", 2]],
+                ["int", 0],
+                ["int", 1],
+            ],
+            Z,
+            [],
+        )
+
+
 def test_a_piecewise_without_default_is_nan_outside():
     tree, _ = to_tree(sympy.Piecewise((x, x < y)), Z)
     assert tree == ["where", ["lt", ["var", 0], ["var", 1]], ["var", 0], ["nan"]]
