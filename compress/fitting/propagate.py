@@ -36,7 +36,42 @@ def propagate(twin: Twin, parts: Sequence[Part], original: Hidden, compressed: H
         fitted_on, held_out = cross_moments(twin.layer, twin.student, tap, twin.index, original, compressed)
         for part in stage:
             out[id(part)] = _better(twin, part, fitted_on, held_out)
-    return list(out.values())
+    refitted = list(out.values())
+    # Each refit misses less of what its own linear gave; together they may still miss more of what the layer gives.
+    after = missed(twin, original, compressed)
+    for part in parts:
+        twin.install(part.replacement)
+    return refitted if after < missed(twin, original, compressed) else list(parts)
+
+
+@torch.no_grad()
+def missed(twin: Twin, original: Hidden, compressed: Hidden) -> float:
+    """What leaves the student against what leaves the original layer: ‖h' − h‖² / ‖h‖², mean over the tokens of the held-out
+    windows. A norm follows, so that every token counts alike, however large it is.
+    """
+    total, tokens, start = 0.0, 0, 0
+    held_out = held_out_windows(sum(len(state) for state in original.states))
+    for clean, shifted in zip(original.states, compressed.states, strict=True):
+        args, kwargs = original.calls[tuple(clean.shape[:2])][twin.index]
+        held = held_out[start : start + len(clean)]
+        start += len(clean)
+        if held.any():
+            wanted, given = (_first(m(x, *args, **kwargs))[held] for m, x in ((twin.layer, clean), (twin.student, shifted)))
+            share = (given - wanted).square().sum(-1) / wanted.square().sum(-1).clamp_min(1e-30)
+            total, tokens = total + float(share.double().sum()), tokens + share.numel()
+    return total / tokens
+
+
+def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out
+
+
+def held_out_windows(count: int) -> Tensor:
+    """Which of `count` windows no refit sees, (count,) bool: every eighth; of fewer, the last one."""
+    chosen = torch.arange(count) % HELD_OUT == HELD_OUT - 1
+    if not chosen.any():
+        chosen[-1] = True
+    return chosen
 
 
 def _can_be_refitted(part: Part, twin: Twin) -> bool:
@@ -140,9 +175,7 @@ def cross_moments(
         student.get_submodule(tap).register_forward_pre_hook(keep("x'")),
     ]
     windows = sum(state.shape[0] for state in original.states)
-    held_out = torch.arange(windows) % HELD_OUT == HELD_OUT - 1
-    if not held_out.any():  # fewer windows than that: the last one
-        held_out[-1] = True
+    held_out = held_out_windows(windows)
     moments: tuple[CrossMoments, CrossMoments] | None = None
     start = 0
     with torch.no_grad():

@@ -1,14 +1,19 @@
 """Each lever of the low-rank methods lowers the divergence from the original on the calibration text."""
 
+import itertools
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
+import torch
 from recipes_for_tests import divergence, own_text, tiny_recipe
 from safetensors.torch import load_file, save_file
 
+from compress.fitting import propagate as propagation
 from compress.fitting import run
 from compress.fitting.acceptance import Acceptance
+from compress.stream.hidden import Hidden
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,26 @@ def test_error_propagation_lowers_the_divergence(folders, tmp_path, monkeypatch,
         )
         kl[propagate] = divergence(run.fit(recipe), source, recipe)
     assert kl[True] < kl[False]
+
+
+def test_a_layer_whose_refits_miss_more_of_its_outputs_stays_as_it_was(folders, tmp_path, monkeypatch):
+    answers = itertools.cycle([2.0, 1.0])  # with the refits, without
+    monkeypatch.setattr(propagation, "missed", lambda *_: next(answers))
+    monkeypatch.setattr(Acceptance, "better", lambda self, lever, before, after: after)
+    step = {"method": "feature_space", "rank": {"keep": 0.4}}
+    outs = [run.fit(tiny_recipe(folders("llama"), tmp_path / str(p), step, propagate_error=p)) for p in (False, True)]
+    plain, judged = (load_file(out / "model.safetensors") for out in outs)
+    assert plain.keys() == judged.keys()
+    assert all(torch.equal(plain[name], judged[name]) for name in plain)
+
+
+def test_what_a_layer_misses_is_relative_to_each_token():
+    """Of two held-out tokens one is a thousand times larger, and half of each is missed: a quarter, squared."""
+    layer, student = torch.nn.Identity(), torch.nn.Identity()
+    states = torch.tensor([[[2.0, 0.0], [0.0, 2000.0]]])
+    original, compressed = (Hidden([s], {(1, 2): [((), {})]}) for s in (states, states / 2))
+    twin = SimpleNamespace(layer=layer, student=student, index=0)
+    assert propagation.missed(twin, original, compressed) == pytest.approx(0.25)
 
 
 def test_error_propagation_never_loses_where_activations_have_a_large_mean_and_linears_no_bias(folders, tmp_path):

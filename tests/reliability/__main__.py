@@ -42,12 +42,14 @@ def tried(name: str, points: int | None, by_clock: int) -> dict[str, Any]:
 def main() -> None:
     """Run the commands that are named, or all."""
     parser = argparse.ArgumentParser(description="Kill every command at every operation on the disk, and at random times.")
-    parser.add_argument("names", nargs="*", default=list(COMMANDS), choices=list(COMMANDS), metavar="COMMAND")
+    parser.add_argument("names", nargs="*", metavar="COMMAND", help=f"default: all of {', '.join(COMMANDS)}")
     parser.add_argument("--points", type=int, help="so many operations per command, drawn at random; default: all")
     parser.add_argument("--random", type=int, default=25, help="kills by the clock, per command")
     parser.add_argument("--summary", type=Path, default=SUMMARY)
     given = parser.parse_args()
-    for name in given.names:
+    if unknown := [name for name in given.names if name not in COMMANDS]:
+        parser.error(f"unknown command {unknown[0]!r}; there are {', '.join(COMMANDS)}")
+    for name in given.names or COMMANDS:
         row = tried(name, given.points, given.random)
         print(f"{name:<32}{row['points']:>5} operations {row['killed']:>5} kills {row['by_clock']:>4} by the clock", flush=True)
         summary = json.loads(given.summary.read_text(encoding="utf-8"))
