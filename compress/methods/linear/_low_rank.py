@@ -121,8 +121,7 @@ class LowRankMethod(Method):
         if mean is not None:
             tensors["output_mean"] += weight @ mean
             tensors["latent_mean"] = right @ mean
-            # The mean gives every module a bias, whether it had one or not.
-            biased = [True] * len(each)
+            biased = [True] * len(each)  # the mean gives every module a bias, whether it had one or not
         return Artefact(tensors, {"shape": [d_out, d_in], "rows": [len(w) for w, _ in each], "biased": biased, **note})
 
     def evenly(self) -> Method | None:
