@@ -59,9 +59,11 @@ def recover(folder: Path) -> None:
     if not os.path.lexists(stage):
         return
     left = Manifest(stage, "")
-    if not (stage / FILE).is_file() and any(not _is_part(path) for path in stage.iterdir()):
-        raise FileExistsError(f"{stage} is in the way and compress did not write it; move it away")
-    if manifest.content.get(_TAKING) == left.generation:
+    if not (stage / FILE).is_file():
+        if any(not _is_part(path) for path in stage.iterdir()):
+            raise FileExistsError(f"{stage} is in the way and compress did not write it; move it away")
+        disk.remove_tree(stage)  # ended at its first write
+    elif manifest.content.get(_TAKING) == left.generation:
         _journal(folder, stage)
     elif left.generation < manifest.generation:
         _sweep(folder, stage, left)
@@ -146,6 +148,8 @@ def _sweep(folder: Path, old: Path, manifest: Manifest) -> None:
     for name in sorted(_files(old)):
         path, now = old / name, folder / name
         if os.path.lexists(now) and os.path.samestat(path.lstat(), now.lstat()):
+            continue
+        if _is_part(path):
             continue
         digest = manifest.known.get(name)
         if digest is not None and (digest == CLAIMED or not path.is_file() or hash_file(path) == digest):

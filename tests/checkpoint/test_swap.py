@@ -107,6 +107,15 @@ def test_killed_anywhere_it_is_the_old_state_or_the_new_one(tmp_path, way):
     assert seen == {"old", "new"} if way == EXCHANGE else {"old", "new", None}
 
 
+def test_what_a_process_that_ended_at_its_first_write_left_is_nobodys(folder):
+    stage = folder.parent / ".out.next"
+    write_text(stage / f".{FILE}.123.part", "half")
+    before = state(folder)
+    recover(folder)
+    assert state(folder) == before
+    assert not stage.exists()
+
+
 def test_what_the_user_writes_during_the_exchange_is_not_lost(folder, monkeypatch):
     real = disk.exchange
 
