@@ -26,7 +26,12 @@ NOVELLA = {
     "error propagation": 4.2170,
 }
 # The first layers of SmolLM2-135M-Instruct alone: no language model, but real weights and activations.
-SMOLLM2 = {"dense": 0.0, "closed form, uniform ranks": 0.0, "one budget for all ranks": 0.0, "error propagation": 0.0}
+SMOLLM2 = {
+    "dense": 18.050,
+    "closed form, uniform ranks": 19.364,
+    "one budget for all ranks": 18.847,
+    "error propagation": 18.800,
+}
 LAYERS = 2
 
 
