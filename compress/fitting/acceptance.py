@@ -49,7 +49,9 @@ class Acceptance:
         self.job, self.outcomes = job, list[Outcome]()
         self.tokens, self.held_out = texts.acceptance, texts.held_out
         self._of_original = [FORMAT, job.model.shards.fingerprint(), data.token_hash(self.tokens)]
-        levers = [evenly(job.variants["compressed"]), job.recipe.propagate_error, job.recipe.refine, job.recipe.finetune]
+        units = job.variants["compressed"]
+        levers = [evenly(units), job.recipe.propagate_error, job.recipe.refine, job.recipe.finetune]
+        levers += [unit.method.has_expressions for unit in units]
         self._tick = progress("held-out loss", 2 + sum(map(bool, levers)))  # the original and the closed form, too
         self.dense = self._nll([])
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,11 +57,25 @@ def with_picks(job: Job, source_hash: str, new: Sequence[Choice], fresh: bool = 
     steps = list(job.recipe.steps)
     for pick in picks.values():
         if (unit := _unit(job, pick.layer)) is not None:
-            step = steps[unit.group.step]
-            # Through the YAML form, so that only what was set is written back.
-            chosen = step.options.picked(pick.layer, pick.output, pick.complexity)
-            steps[unit.group.step] = Step.model_validate({**step.to_yaml(), **chosen})
+            steps[unit.group.step] = picked(steps[unit.group.step], pick.layer, pick.output, pick.complexity)
     return prepare(job.recipe.model_copy(update={"steps": steps}), job.work, job.original), list(picks.values())
+
+
+def picked(step: Step, layer: int, output: int, complexity: int) -> Step:
+    """A step with one choice more. Through the YAML form, so that only what was set is written back."""
+    return Step.model_validate({**step.to_yaml(), **step.options.picked(layer, output, complexity)})
+
+
+def with_simplest(job: Job, at: int, simplest: Mapping[int, int]) -> Job:
+    """The job with the simplest expressions in the unit at that place, and a recipe that says so: `pick` and `show` read it."""
+    unit, steps, units = job.variants["compressed"][at], list(job.recipe.steps), list(job.variants["compressed"])
+    step = unit.step
+    for output, complexity in simplest.items():
+        step = picked(step, unit.group.layer, output, complexity)
+        steps[unit.group.step] = picked(steps[unit.group.step], unit.group.layer, output, complexity)
+    units[at] = replace(unit, step=step)
+    recipe = job.recipe.model_copy(update={"steps": steps})
+    return replace(job, recipe=recipe, variants={**job.variants, "compressed": units})
 
 
 def _read(folder: Path) -> list[Pick]:

@@ -23,11 +23,11 @@ from compress.fitting.acceptance import Acceptance
 from compress.fitting.assemble import load_variant, storage_dtype
 from compress.fitting.calibrate import BATCH_TOKENS
 from compress.fitting.channel_order import with_free_orders
-from compress.fitting.decide import decided, first_pass_of, replace_on_disk
+from compress.fitting.decide import artefact_of, decided, first_pass_of, replace_on_disk
 from compress.fitting.finetune import finetune
 from compress.fitting.job import Job, prepare, source_hash_of
 from compress.fitting.look_ahead import Texts, look_ahead
-from compress.fitting.picks import Choice, with_picks
+from compress.fitting.picks import Choice, with_picks, with_simplest
 from compress.fitting.second_pass import SecondPass
 from compress.fitting.twin import Part
 from compress.fitting.units import evenly
@@ -64,7 +64,7 @@ def fit(
         open_work(recipe.output, job.work, fresh)
         source_hash = source_hash_of(job, tokens)
         job, picked = with_picks(job, source_hash, picks, fresh)
-        replacements, quality = _fitted(job, texts, source_hash, progress)
+        job, replacements, quality = _fitted(job, texts, source_hash, progress)
         with replacing(recipe.output, PART, keep=EDITABLE) as folder:
             report = assemble(job, replacements["compressed"], source_hash, data.token_hash(tokens), folder, progress)
             evaluation = evaluate(job, replacements, texts.evaluation, progress)
@@ -75,8 +75,10 @@ def fit(
 
 def _fitted(
     job: Job, texts: Texts, source_hash: str, progress: Progress
-) -> tuple[dict[str, Sequence[Replacement]], dict[str, Any]]:
-    """What replaces what, by variant ("compressed" and the controls), and what each lever did to the loss."""
+) -> tuple[Job, dict[str, Sequence[Replacement]], dict[str, Any]]:
+    """The job as it was decided; what replaces what, by variant ("compressed" and the controls); what each lever did to the
+    loss.
+    """
     tokens = texts.calibration
     first_pass_of(job, source_hash).run(job.units, tokens, progress)
     replacements: dict[str, Sequence[Replacement]] = {
@@ -85,6 +87,7 @@ def _fitted(
     recipe = job.recipe
     acceptance = Acceptance(job, texts, progress)
     job, closed = closed_form(job, replacements["compressed"], acceptance, source_hash)
+    job, closed = expressions(job, closed, acceptance, source_hash)
     kept = closed
     if recipe.propagate_error:
         mended = second_pass(job, closed, tokens, source_hash, progress, propagate=True)
@@ -99,7 +102,7 @@ def _fitted(
         tuned = finetune(job.model, kept, tokens, recipe.finetune, recipe.seed, job.work / "finetuned", tick)
         kept = acceptance.better("fine-tuning", kept, tuned)
     replacements["compressed"] = with_free_orders(job.model, kept)
-    return replacements, acceptance.report()
+    return job, replacements, acceptance.report()
 
 
 def closed_form(
@@ -112,6 +115,26 @@ def closed_form(
     uniform = acceptance.first("closed form, uniform ranks", replace_on_disk(job, even, source_hash))
     kept = acceptance.better(SHARED, uniform, made)
     return (job if acceptance.took(SHARED) else replace(job, variants={**job.variants, "compressed": even})), kept
+
+
+def expressions(
+    job: Job, made: Sequence[Replacement], acceptance: Acceptance, source_hash: str
+) -> tuple[Job, Sequence[Replacement]]:
+    """Expressions that cost the whole model loss give way to the simplest of their fronts, layer by layer: what is left of a
+    surrogate is its linear part.
+    """
+    for at, unit in enumerate(job.variants["compressed"]):
+        if not unit.method.has_expressions:
+            continue
+        simplest = unit.method.simplest(artefact_of(job, unit, source_hash, only=()), unit.group.layer)
+        if not simplest:
+            continue
+        without = with_simplest(job, at, simplest)
+        (alone,) = replace_on_disk(job, [without.variants["compressed"][at]], source_hash)
+        lever = f"no expressions in layer {unit.group.layer}"
+        made = acceptance.better(lever, made, [*made[:at], alone, *made[at + 1 :]])
+        job = without if acceptance.took(lever) else job
+    return job, made
 
 
 def second_pass(

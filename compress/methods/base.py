@@ -221,6 +221,10 @@ class Method(BaseModel):
         """The fronts of a finished unit; None for a method without expressions."""
         return None
 
+    def simplest(self, artefact: Artefact, layer: int) -> dict[int, int]:
+        """Complexity of the simplest expression, by output; empty where they are taken already, or some were picked by hand."""
+        return {}
+
     def picked(self, layer: int, output: int, complexity: int) -> dict[str, Any]:
         """The options that change where the most accurate expression of at most `complexity` is taken at one output."""
         raise NotImplementedError

@@ -8,14 +8,15 @@ import math
 
 import pytest
 import torch
-from recipes_for_tests import own_text, tiny_folder, tiny_recipe
+from recipes_for_tests import own_text, symbolic_step, tiny_folder, tiny_recipe
 from transformers import AutoModelForCausalLM
 
-from compress import data
+from compress import Checkpoint, data
 from compress.evaluating.perplexity import perplexity
 from compress.fitting import acceptance, run
 from compress.fitting.job import prepare, tokens_of
 from compress.fitting.look_ahead import WINDOWS, look_ahead
+from compress.recipe import load_recipe
 
 FACTORED = {"method": "feature_space", "rank": {"keep": 0.4}}
 # A wrapped attention, a basis over two layers, pivoted linears, a surrogate.
@@ -99,6 +100,22 @@ def test_one_budget_must_beat_the_same_fraction_of_each(folders, tmp_path, monke
     assert (shared / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
     levers = json.loads((shared / "report.json").read_text())["quality"]["levers"]
     assert [(row["lever"], row["taken"]) for row in levers] == [("closed form, uniform ranks", True), (run.SHARED, better)]
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_expressions_give_way_to_the_simplest_where_they_cost_loss(folders, tmp_path, monkeypatch, better):
+    losses = iter([3.0, 3.5, 3.4 if better else 3.6])  # of the original, with expressions, without
+    monkeypatch.setattr(acceptance, "nll", lambda *_: next(losses))
+    out = run.fit(tiny_recipe(folders("llama"), tmp_path / "out", symbolic_step(outputs=2, terms=3)))
+    levers = json.loads((out / "report.json").read_text())["quality"]["levers"]
+    assert [(row["lever"], row["taken"]) for row in levers] == [("closed form", True), ("no expressions in layer 1", better)]
+    (layer,) = Checkpoint(out).expressions()
+    assert (layer.chosen == (0, 0)) == better
+    assert len(layer.fronts[0].candidates) > 1
+    # What stands in the checkpoint is what its own recipe gives, with nothing judged.
+    monkeypatch.setattr(acceptance, "nll", lambda *_: 3.0)
+    again = run.fit(load_recipe(out / "recipe.yaml").model_copy(update={"output": tmp_path / "again"}))
+    assert (out / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
 
 
 def test_the_loss_never_rises_from_one_lever_to_the_next(folders, tmp_path):

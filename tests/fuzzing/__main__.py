@@ -1,4 +1,9 @@
-"""The long form, in pieces: each finished piece is a line of the journal, and a run goes on behind the last one."""
+"""The long form, in pieces: each finished piece is a line of the journal, and a run goes on behind the last one.
+
+    cd tests && python -m fuzzing [--cases N] [--minutes M]
+
+Writes the counts into the values of docs/numbers/fuzzing.json (or --summary).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from tempfile import TemporaryDirectory
 from fuzzing.run import run
 
 PIECE = 500
+SUMMARY = Path(__file__).parents[2] / "docs" / "numbers" / "fuzzing.json"
 
 
 def main() -> None:
@@ -19,6 +25,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--journal", type=Path, default=Path("fuzzing.jsonl"))
     parser.add_argument("--minutes", type=float, default=10.0, help="stop after the piece that is running then")
+    parser.add_argument("--summary", type=Path, default=SUMMARY)
     args = parser.parse_args()
     lines = [json.loads(line) for line in args.journal.read_text().splitlines()] if args.journal.is_file() else []
     first, started = sum(line["cases"] for line in lines), time.time()
@@ -33,10 +40,14 @@ def main() -> None:
     total = Counter[str]()
     for line in lines:
         total.update(line["by_target"])
+    most = {name: max(line[name] for line in lines) for name in ("slowest_s", "peak_mib")}
     print(f"{first:,} of {args.cases:,} cases {dict(total)}; {sum(line['refused'] for line in lines):,} refused")
-    print(f"slowest {max(line['slowest_s'] for line in lines):.2f} s, most {max(line['peak_mib'] for line in lines):.0f} MiB")
+    print(f"slowest {most['slowest_s']:.2f} s, most {most['peak_mib']:.0f} MiB")
     for name, texts in bad.items():
         print(f"{name}: {len(texts)}", *texts[:20], sep="\n  ")
+    summary = json.loads(args.summary.read_text(encoding="utf-8"))
+    summary["values"] = {"all": {"cases": first, **{name: len(texts) for name, texts in bad.items()}, **most}}
+    args.summary.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

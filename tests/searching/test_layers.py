@@ -12,6 +12,7 @@ from compress import data
 from compress.evaluating.cost import account
 from compress.evaluating.perplexity import perplexity
 from compress.fitting import run
+from compress.fitting.acceptance import Acceptance
 from compress.searching import layers
 from compress.searching.cached_states import Split
 from compress.searching.layers import LayerOptions, choose_layers
@@ -85,7 +86,8 @@ def test_controls_cost_at_least_as_much(chosen):
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_a_row_is_what_the_checkpoint_of_these_layers_measures(source, chosen, tmp_path, count):
+def test_a_row_is_what_the_checkpoint_of_these_layers_measures(source, chosen, tmp_path, count, monkeypatch):
+    monkeypatch.setattr(Acceptance, "better", lambda self, lever, before, after: before)  # expressions stay
     _, found = chosen
     rows = found["families"]["residual_mlp"][:count]
     folder = run.fit(recipe(source, tmp_path, {**STEP, "layers": sorted(row["layer"] for row in rows)}))
@@ -134,7 +136,8 @@ def test_an_interrupted_run_continues_behind_its_last_choice(source, chosen, tmp
     assert len(measured) == sum(len(d["trials"]) + 1 for d in decisions[6:])
 
 
-def test_a_layer_goes_on_to_smaller_sizes_and_the_steps_say_where_each_stopped(source, tmp_path):
+def test_a_layer_goes_on_to_smaller_sizes_and_the_steps_say_where_each_stopped(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(Acceptance, "better", lambda self, lever, before, after: before)
     sizes = {"affine": [2, 5, 8]}
     found = choose_layers(recipe(source, tmp_path / "choice"), options(sizes=sizes))
     rows = found["families"]["residual_mlp"]

@@ -39,6 +39,13 @@ class Searched(MLPMethod):
         rule: Rule | str = self.picks.get(layer, {}).get(output, self.choose)
         return choose(front, rule)
 
+    def simplest(self, artefact: Artefact, layer: int) -> dict[int, int]:
+        """Of each front, its first candidate."""
+        found = self.expressions(artefact, layer)
+        if layer in self.picks or not any(found.chosen):
+            return {}
+        return {output: front.candidates[0].complexity for output, front in enumerate(found.fronts)}
+
     def picked(self, layer: int, output: int, complexity: int) -> dict[str, Any]:
         """`picks` with one more."""
         # Copies, since the options of a method are frozen.
