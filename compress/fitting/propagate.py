@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from compress.fitting.refine import output_metric
 from compress.fitting.twin import Part, Twin
 from compress.methods.base import Material, Need
 from compress.numerics.correction import Target, best_correction
@@ -37,18 +38,22 @@ def propagate(twin: Twin, parts: Sequence[Part], original: Hidden, compressed: H
         for part in stage:
             out[id(part)] = _better(twin, part, fitted_on, held_out)
     refitted = list(out.values())
+    if all(new is old for new, old in zip(refitted, parts, strict=True)):
+        return refitted
     # Each refit misses less of what its own linear gave; together they may still miss more of what the layer gives.
-    after = missed(twin, original, compressed)
+    metric = output_metric(twin, parts, original.states[0].shape[-1])
+    after = missed(twin, metric, original, compressed)
     for part in parts:
         twin.install(part.replacement)
-    return refitted if after < missed(twin, original, compressed) else list(parts)
+    return refitted if after < missed(twin, metric, original, compressed) else list(parts)
 
 
 @torch.no_grad()
-def missed(twin: Twin, original: Hidden, compressed: Hidden) -> float:
-    """What leaves the student against what leaves the original layer: ‖h' − h‖² / ‖h‖², mean over the tokens of the held-out
-    windows. A norm follows, so that every token counts alike, however large it is.
+def missed(twin: Twin, metric: Tensor, original: Hidden, compressed: Hidden) -> float:
+    """What leaves the student against what leaves the original layer: (h' − h)ᵀ metric (h' − h) / ‖h‖², mean over the tokens of
+    the held-out windows. A norm follows, so that every token counts alike, however large it is.
     """
+    metric = metric.to(twin.model.dtype)
     total, tokens, start = 0.0, 0, 0
     held_out = held_out_windows(sum(len(state) for state in original.states))
     for clean, shifted in zip(original.states, compressed.states, strict=True):
@@ -57,7 +62,8 @@ def missed(twin: Twin, original: Hidden, compressed: Hidden) -> float:
         start += len(clean)
         if held.any():
             wanted, given = (_first(m(x, *args, **kwargs))[held] for m, x in ((twin.layer, clean), (twin.student, shifted)))
-            share = (given - wanted).square().sum(-1) / wanted.square().sum(-1).clamp_min(1e-30)
+            off = given - wanted
+            share = ((off @ metric) * off).sum(-1) / wanted.square().sum(-1).clamp_min(1e-30)
             total, tokens = total + float(share.double().sum()), tokens + share.numel()
     return total / tokens
 

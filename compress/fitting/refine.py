@@ -75,18 +75,24 @@ def refine(
 def _metric_root(twin: Twin, parts: Sequence[Part], targets: Tensor) -> Tensor:
     """Root of the loss metric on the layer's output, scaled to mean 1, (d_model, d_model) in the stream's dtype."""
     size = targets.shape[-1]
+    # Over the variance of the outputs: their mean would have an error of about 1.
+    variance = float(targets.double().flatten(0, 1).var(dim=0).mean())
+    return (symmetric_sqrt(output_metric(twin, parts, size))[0] / max(variance, 1e-30) ** 0.5 / size**0.5).to(twin.model.dtype)
+
+
+def output_metric(twin: Twin, parts: Sequence[Part], size: int) -> Tensor:
+    """What an error of the layer's outputs costs the loss, (d_model, d_model) float64, mean 1, a floor in every direction; the
+    identity where no method of its parts asks for gradients.
+    """
     # By what this layer's methods ask for, not by what an earlier run may have left: the same recipe, the same bytes.
     needs = (part.method.needs(part.unit.group, twin.model.architecture).values() for part in parts)
     weighed = any(need.statistic == "gradient" for some in needs for need in some)
     gradient = twin.gradients.read(f"layer.{twin.index}") if weighed else None
     metric = torch.eye(size, dtype=torch.float64)
-    if gradient is not None and float(gradient.second_moment.diagonal().mean()) > 0:  # else the loss felt nothing of the layer
-        moment = gradient.second_moment
-        # Mean 1 and a floor in every direction; then over the variance of the outputs, whose mean would have an error of about
-        # 1.
-        metric = moment / moment.diagonal().mean() + METRIC_DAMPING * metric
-    variance = float(targets.double().flatten(0, 1).var(dim=0).mean())
-    return (symmetric_sqrt(metric)[0] / max(variance, 1e-30) ** 0.5 / size**0.5).to(twin.model.dtype)
+    if gradient is None or not float(gradient.second_moment.diagonal().mean()) > 0:  # or the loss felt nothing of the layer
+        return metric
+    moment = gradient.second_moment
+    return moment / moment.diagonal().mean() + METRIC_DAMPING * metric
 
 
 def _caller(layer: nn.Module, index: int, hidden: Hidden) -> Callable[[Tensor], Tensor]:

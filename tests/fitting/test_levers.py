@@ -79,8 +79,10 @@ def test_what_a_layer_misses_is_relative_to_each_token():
     layer, student = torch.nn.Identity(), torch.nn.Identity()
     states = torch.tensor([[[2.0, 0.0], [0.0, 2000.0]]])
     original, compressed = (Hidden([s], {(1, 2): [((), {})]}) for s in (states, states / 2))
-    twin = SimpleNamespace(layer=layer, student=student, index=0)
-    assert propagation.missed(twin, original, compressed) == pytest.approx(0.25)
+    twin = SimpleNamespace(layer=layer, student=student, index=0, model=SimpleNamespace(dtype=torch.float32))
+    assert propagation.missed(twin, torch.eye(2), original, compressed) == pytest.approx(0.25)
+    # A direction that costs nothing is not missed.
+    assert propagation.missed(twin, torch.diag(torch.tensor([1.0, 0.0])), original, compressed) == pytest.approx(0.125)
 
 
 def test_error_propagation_never_loses_where_activations_have_a_large_mean_and_linears_no_bias(folders, tmp_path):
