@@ -12,12 +12,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from compress.fitting.refine import output_metric
-from compress.fitting.twin import Part, Twin
+from compress.fitting.twin import Part, Twin, output_metric
 from compress.methods.base import Material, Need
 from compress.numerics.correction import Target, best_correction
 from compress.numerics.statistics import CrossMoments, Statistic
-from compress.stream.hidden import Hidden
+from compress.stream.hidden import Hidden, leaving
 
 HELD_OUT = 8  # every eighth window is held out
 
@@ -61,15 +60,11 @@ def missed(twin: Twin, metric: Tensor, original: Hidden, compressed: Hidden) -> 
         held = held_out[start : start + len(clean)]
         start += len(clean)
         if held.any():
-            wanted, given = (_first(m(x, *args, **kwargs))[held] for m, x in ((twin.layer, clean), (twin.student, shifted)))
+            wanted, given = (leaving(m(x, *args, **kwargs))[held] for m, x in ((twin.layer, clean), (twin.student, shifted)))
             off = given - wanted
             share = ((off @ metric) * off).sum(-1) / wanted.square().sum(-1).clamp_min(1e-30)
             total, tokens = total + float(share.double().sum()), tokens + share.numel()
     return total / tokens
-
-
-def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return out[0] if isinstance(out, tuple) else out
 
 
 def held_out_windows(count: int) -> Tensor:

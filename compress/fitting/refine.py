@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from compress.fitting.descent import copies, descend, held_out_split, put_back
-from compress.fitting.twin import Part, Twin
+from compress.fitting.twin import Part, Twin, output_metric
 from compress.numerics.linalg import symmetric_sqrt
 from compress.recipe import Refinement
-from compress.stream.hidden import Hidden
+from compress.stream.hidden import Hidden, leaving
 
-METRIC_DAMPING = 0.1  # of the mean gradient power: every direction of the residual stream counts a little
 MEASURED = 10  # times that the held-out windows are measured
 
 
@@ -80,21 +79,6 @@ def _metric_root(twin: Twin, parts: Sequence[Part], targets: Tensor) -> Tensor:
     return (symmetric_sqrt(output_metric(twin, parts, size))[0] / max(variance, 1e-30) ** 0.5 / size**0.5).to(twin.model.dtype)
 
 
-def output_metric(twin: Twin, parts: Sequence[Part], size: int) -> Tensor:
-    """What an error of the layer's outputs costs the loss, (d_model, d_model) float64, mean 1, a floor in every direction; the
-    identity where no method of its parts asks for gradients.
-    """
-    # By what this layer's methods ask for, not by what an earlier run may have left: the same recipe, the same bytes.
-    needs = (part.method.needs(part.unit.group, twin.model.architecture).values() for part in parts)
-    weighed = any(need.statistic == "gradient" for some in needs for need in some)
-    gradient = twin.gradients.read(f"layer.{twin.index}") if weighed else None
-    metric = torch.eye(size, dtype=torch.float64)
-    if gradient is None or not float(gradient.second_moment.diagonal().mean()) > 0:  # or the loss felt nothing of the layer
-        return metric
-    moment = gradient.second_moment
-    return moment / moment.diagonal().mean() + METRIC_DAMPING * metric
-
-
 def _caller(layer: nn.Module, index: int, hidden: Hidden) -> Callable[[Tensor], Tensor]:
     """The layer as a function of hidden states (batch, length, d_model) of any batch size."""
     # Any one's arguments: shapes differ between batches only in how many windows there are.
@@ -102,7 +86,7 @@ def _caller(layer: nn.Module, index: int, hidden: Hidden) -> Callable[[Tensor], 
 
     def call(states: Tensor) -> Tensor:
         out = layer(states, *arguments[0], **{k: _first_row(v, states.shape[0]) for k, v in arguments[1].items()})
-        return out[0] if isinstance(out, tuple) else out
+        return leaving(out)
 
     return call
 

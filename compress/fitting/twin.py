@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.fitting.calibrate import Gradients
 from compress.fitting.units import Unit
 from compress.loading.modules import install, within
 from compress.methods.base import Method, Replacement
 from compress.stream.model import StreamedModel
+
+METRIC_DAMPING = 0.1  # of the mean gradient power: every direction of the residual stream counts a little
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,18 @@ class Twin:
         find, put = within(self.student, f"{self.name}.")
         types = {"stored_in": self.storage_dtype, "computed_in": self.model.dtype}
         install(replacement.specs, replacement.tensors, find=find, put=put, **types)
+
+
+def output_metric(twin: Twin, parts: Sequence[Part], size: int) -> Tensor:
+    """What an error of the layer's outputs costs the loss, (d_model, d_model) float64, mean 1, a floor in every direction; the
+    identity where no method of its parts asks for gradients.
+    """
+    # By what this layer's methods ask for, not by what an earlier run may have left: the same recipe, the same bytes.
+    needs = (part.method.needs(part.unit.group, twin.model.architecture).values() for part in parts)
+    weighed = any(need.statistic == "gradient" for some in needs for need in some)
+    gradient = twin.gradients.read(f"layer.{twin.index}") if weighed else None
+    metric = torch.eye(size, dtype=torch.float64)
+    if gradient is None or not float(gradient.second_moment.diagonal().mean()) > 0:  # or the loss felt nothing of the layer
+        return metric
+    moment = gradient.second_moment
+    return moment / moment.diagonal().mean() + METRIC_DAMPING * metric

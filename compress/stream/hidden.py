@@ -19,6 +19,11 @@ class NotFiniteError(ValueError):
     """Hidden states or logits are NaN or infinite."""
 
 
+def leaving(out: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The hidden states of what a layer returns: some return a tuple."""
+    return out[0] if isinstance(out, tuple) else out
+
+
 class Hidden:
     """Hidden states of all calibration tokens at one depth, in batches, with the layers' call arguments by batch shape."""
 
@@ -47,8 +52,7 @@ class Hidden:
             args, kwargs = self.calls[tuple(state.shape[:2])][index]
             if statistics is not None:
                 statistics.start = start
-            out = layer(state, *args, **kwargs)
-            out = out[0] if isinstance(out, tuple) else out
+            out = leaving(layer(state, *args, **kwargs))
             if not bool(torch.isfinite(out).all()):
                 raise NotFiniteError(
                     f"{name}: NaN or Inf activations in calibration batch {position}; use dtype float32 or other text"
@@ -75,8 +79,7 @@ class Hidden:
             args, kwargs = self.calls[tuple(state.shape[:2])][index]
             statistics.start = start
             leaf = state.detach().requires_grad_()
-            out = layer(leaf, *args, **kwargs)
-            out = out[0] if isinstance(out, tuple) else out
+            out = leaving(layer(leaf, *args, **kwargs))
             (gradients[position],) = torch.autograd.grad(out, leaf, gradients[position])
             start += state.shape[0] * state.shape[1]
             if tick is not None:
