@@ -6,17 +6,19 @@ towards the weights are chosen on held-out windows, and a refit is kept only whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.fitting.twin import Part, Twin, output_metric
 from compress.methods.base import Material, Need
-from compress.numerics.correction import Target, best_correction
+from compress.numerics.correction import Regression, Target
 from compress.numerics.statistics import CrossMoments, Statistic
-from compress.stream.hidden import Hidden, leaving
+from compress.stream.hidden import Hidden
 
 HELD_OUT = 8  # every eighth window is held out
 
@@ -34,8 +36,9 @@ def propagate(twin: Twin, parts: Sequence[Part], original: Hidden, compressed: H
         # Roles of one stage read the same input, so one tap serves them all.
         tap = architecture.roles[roles[0]]
         fitted_on, held_out = cross_moments(twin.layer, twin.student, tap, twin.index, original, compressed)
+        stage_of = Stage(fitted_on, held_out)
         for part in stage:
-            out[id(part)] = _better(twin, part, fitted_on, held_out)
+            out[id(part)] = _better(twin, part, stage_of)
     refitted = list(out.values())
     if all(new is old for new, old in zip(refitted, parts, strict=True)):
         return refitted
@@ -53,18 +56,38 @@ def missed(twin: Twin, metric: Tensor, original: Hidden, compressed: Hidden) -> 
     the held-out windows. A norm follows, so that every token counts alike, however large it is.
     """
     metric = metric.to(twin.model.dtype)
+    before, after = original.through(twin.layer, twin.index), compressed.through(twin.student, twin.index)
     total, tokens, start = 0.0, 0, 0
     held_out = held_out_windows(sum(len(state) for state in original.states))
     for clean, shifted in zip(original.states, compressed.states, strict=True):
-        args, kwargs = original.calls[tuple(clean.shape[:2])][twin.index]
         held = held_out[start : start + len(clean)]
         start += len(clean)
         if held.any():
-            wanted, given = (leaving(m(x, *args, **kwargs))[held] for m, x in ((twin.layer, clean), (twin.student, shifted)))
-            off = given - wanted
+            wanted = before(clean[held])
+            off = after(shifted[held]) - wanted
             share = ((off @ metric) * off).sum(-1) / wanted.square().sum(-1).clamp_min(1e-30)
             total, tokens = total + float(share.double().sum()), tokens + share.numel()
     return total / tokens
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the linears that read one tap are refitted on: the moments of its inputs, and the regressions they give."""
+
+    fitted_on: CrossMoments
+    held_out: CrossMoments
+
+    def regression(self, free_bias: bool) -> Regression:
+        """The one for linears whose bias may or may not move, made when it is first asked for."""
+        return self.with_bias if free_bias else self.without_bias
+
+    @cached_property
+    def with_bias(self) -> Regression:
+        return Regression(self.fitted_on, self.held_out, True)
+
+    @cached_property
+    def without_bias(self) -> Regression:
+        return Regression(self.fitted_on, self.held_out, False)
 
 
 def held_out_windows(count: int) -> Tensor:
@@ -82,15 +105,15 @@ def _can_be_refitted(part: Part, twin: Twin) -> bool:
     return linear and all(_known_again(need) for need in needs)
 
 
-def _better(twin: Twin, part: Part, fitted_on: CrossMoments, held_out: CrossMoments) -> Part:
+def _better(twin: Twin, part: Part, stage: Stage) -> Part:
     """The refitted part where it misses less of the held-out windows, else the part as it is; installed in the student."""
     targets = _targets(twin, part)
     twin.install(part.replacement)
     # Both errors on the rounded module, so that the comparison is of what will be stored.
-    before = _error(twin, targets, held_out)
-    refitted = _refit(twin, part, targets, fitted_on, held_out)
+    before = _error(twin, targets, stage.held_out)
+    refitted = _refit(twin, part, targets, stage)
     twin.install(refitted.replacement)
-    if _error(twin, targets, held_out) < before:  # NaN is no gain
+    if _error(twin, targets, stage.held_out) < before:  # NaN is no gain
         return refitted
     twin.install(part.replacement)
     return part
@@ -119,14 +142,14 @@ def _error(twin: Twin, targets: Mapping[str, Target], moments: CrossMoments) -> 
     return total
 
 
-def _refit(twin: Twin, part: Part, targets: Mapping[str, Target], fitted_on: CrossMoments, held_out: CrossMoments) -> Part:
+def _refit(twin: Twin, part: Part, targets: Mapping[str, Target], stage: Stage) -> Part:
     """min E‖W x + b − (L R x' + b')‖²: the correction of each weight for x', decomposed under the metric of x'."""
     architecture, group = twin.model.architecture, part.unit.group
     weights = dict(twin.model.layer_weights(twin.index))
     for module, target in targets.items():
         # Only a bias that the replacement stores can take up an offset.
         free_bias = f"{module}.bias" in part.replacement.tensors
-        _, weight, bias = best_correction(target, fitted_on, held_out, free_bias)
+        _, weight, bias = stage.regression(free_bias).best(target)
         # Where the original is Conv1D, `Material` expects (d_in, d_out).
         weights[f"{module}.weight"] = weight.T if architecture.conv1d else weight
         if free_bias:
@@ -135,7 +158,7 @@ def _refit(twin: Twin, part: Part, targets: Mapping[str, Target], fitted_on: Cro
     for key, need in part.method.needs(group, architecture).items():
         gradient = twin.gradients.read(need.input_of) if need.statistic == "gradient" else None
         # The gradient is the first pass's: the loss felt the original layer. Moments are those of x'.
-        statistics[key] = fitted_on.input if gradient is None else gradient
+        statistics[key] = stage.fitted_on.input if gradient is None else gradient
     artefact = part.method.fit(Material(group, architecture, weights, statistics, twin.layer, twin.seed))
     return replace(part, replacement=part.method.replace(group, artefact, architecture))
 
@@ -163,38 +186,44 @@ def cross_moments(
 
     A single window is both.
     """
-    seen: dict[str, Tensor] = {}
-
-    def keep(key: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[key] = args[0]
-
-        return hook
-
-    handles = [
-        layer.get_submodule(tap).register_forward_pre_hook(keep("x")),
-        student.get_submodule(tap).register_forward_pre_hook(keep("x'")),
-    ]
-    windows = sum(state.shape[0] for state in original.states)
+    windows = sum(len(state) for state in original.states)
     held_out = held_out_windows(windows)
     moments: tuple[CrossMoments, CrossMoments] | None = None
     start = 0
-    with torch.no_grad():
-        for clean, shifted in zip(original.states, compressed.states, strict=True):
-            # Both layers with the original's arguments: masks and positions are the same.
-            args, kwargs = original.calls[tuple(clean.shape[:2])][index]
-            layer(clean, *args, **kwargs)
-            student(shifted, *args, **kwargs)
-            size = seen["x'"].shape[-1], seen["x"].shape[-1]
-            moments = moments or (CrossMoments(*size), CrossMoments(*size))
-            held = held_out[start : start + clean.shape[0]]
-            start += clean.shape[0]
-            # OPT hands its MLP rows of tokens, without the windows
-            rows = [seen[key].reshape(len(held), -1, seen[key].shape[-1]) for key in ("x'", "x")]
-            for part, chosen in zip(moments, (~held if windows > 1 else held, held), strict=True):
-                if chosen.any():
-                    part.update(rows[0][chosen].flatten(0, 1), rows[1][chosen].flatten(0, 1))
-    for handle in handles:
-        handle.remove()
+    for clean, shifted in zip(original.states, compressed.states, strict=True):
+        # Both layers with the original's arguments: masks and positions are the same.
+        args, kwargs = original.calls[tuple(clean.shape[:2])][index]
+        held = held_out[start : start + len(clean)]
+        start += len(clean)
+        x, changed = (_read_at(tap, m, states, args, kwargs) for m, states in ((layer, clean), (student, shifted)))
+        moments = moments or (CrossMoments(changed.shape[-1], x.shape[-1]), CrossMoments(changed.shape[-1], x.shape[-1]))
+        # OPT hands its MLP rows of tokens, without the windows
+        x, changed = (rows.reshape(len(held), -1, rows.shape[-1]) for rows in (x, changed))
+        for part, chosen in zip(moments, (~held if windows > 1 else held, held), strict=True):
+            if chosen.any():
+                part.update(changed[chosen].flatten(0, 1), x[chosen].flatten(0, 1))
     assert moments is not None
     return moments
+
+
+class _ReachedError(Exception):
+    """The tap has read its input: what the layer would go on to compute is of no use."""
+
+
+@torch.no_grad()
+def _read_at(tap: str, layer: nn.Module, states: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What a layer's tap reads when the layer reads `states`; the layer runs no further."""
+    seen: list[Tensor] = []
+
+    def stop(_: nn.Module, read: tuple[Tensor, ...]) -> None:
+        seen.append(read[0])
+        raise _ReachedError
+
+    handle = layer.get_submodule(tap).register_forward_pre_hook(stop)
+    try:
+        layer(states, *args, **kwargs)
+    except _ReachedError:
+        return seen[0]
+    finally:
+        handle.remove()
+    raise AssertionError(f"{tap} was not reached")

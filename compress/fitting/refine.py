@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.fitting.descent import copies, descend, held_out_split, put_back
 from compress.fitting.twin import Part, Twin, output_metric
 from compress.numerics.linalg import symmetric_sqrt
 from compress.recipe import Refinement
-from compress.stream.hidden import Hidden, leaving
+from compress.stream.hidden import Hidden
 
 MEASURED = 10  # times that the held-out windows are measured
 
@@ -36,7 +36,7 @@ def refine(
     generator = torch.Generator().manual_seed(twin.seed * 1000 + twin.index)
     train, held = held_out_split(clean.shape[0], options.held_out, generator)
     root = _metric_root(twin, parts, wanted)
-    call = _caller(student, twin.index, targets)
+    call = targets.through(student, twin.index)
     student.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -77,25 +77,3 @@ def _metric_root(twin: Twin, parts: Sequence[Part], targets: Tensor) -> Tensor:
     # Over the variance of the outputs: their mean would have an error of about 1.
     variance = float(targets.double().flatten(0, 1).var(dim=0).mean())
     return (symmetric_sqrt(output_metric(twin, parts, size))[0] / max(variance, 1e-30) ** 0.5 / size**0.5).to(twin.model.dtype)
-
-
-def _caller(layer: nn.Module, index: int, hidden: Hidden) -> Callable[[Tensor], Tensor]:
-    """The layer as a function of hidden states (batch, length, d_model) of any batch size."""
-    # Any one's arguments: shapes differ between batches only in how many windows there are.
-    arguments = next(iter(hidden.calls.values()))[index]
-
-    def call(states: Tensor) -> Tensor:
-        out = layer(states, *arguments[0], **{k: _first_row(v, states.shape[0]) for k, v in arguments[1].items()})
-        return leaving(out)
-
-    return call
-
-
-def _first_row(value: Any, batch: int) -> Any:
-    """Call arguments are equal for every window: take one row and let it broadcast, or repeat it."""
-    if isinstance(value, tuple):
-        return tuple(_first_row(v, batch) for v in value)
-    # Masks and rotary tables are (batch, …); what has one dimension or none is no batch.
-    if isinstance(value, Tensor) and value.ndim >= 2:
-        return value[:1].expand(batch, *value.shape[1:])
-    return value

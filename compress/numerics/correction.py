@@ -9,7 +9,6 @@ with the weights, and about zero where it has none: there an offset could not be
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -35,48 +34,67 @@ class Target:
         fitted = weight @ moments.input.covariance - 2 * self.weight @ moments.cross_covariance
         # What the means alone are off by.
         rest = self.weight @ moments.target_mean + self.bias - weight @ moments.input.mean - bias
-        if self.metric is None:
-            return float((fitted * weight).sum() + rest @ rest)
-        return float((fitted * (self.metric @ weight)).sum() + rest @ self.metric @ rest)
+        weighed = self.weighed(weight)
+        return float((fitted * weighed).sum() + rest @ self.weighed(rest))
+
+    def weighed(self, value: Tensor) -> Tensor:
+        """metric @ value."""
+        return value if self.metric is None else self.metric @ value
 
 
-def corrected(target: Target, moments: CrossMoments, free_bias: bool) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """(λ, weight, bias) for every λ of SHRINKAGES, float64; the bias moves only where it is free to.
+class Regression:
+    """The corrections of every linear that reads the same changed inputs: one eigendecomposition for all of them and every λ.
 
-    Equivalent for λ → 0 to ordinary least squares of W x + b on x'.
+    `fitted_on` gives the corrections, `held_out` chooses between them; `free_bias` says whether a bias moves with the weights.
     """
-    read, crossed = moments.input.covariance, moments.cross_covariance
-    if not free_bias:
-        # About zero instead of the means: E[x x'ᵀ] = cov(x, x') + E[x] E[x']ᵀ.
-        read = moments.input.second_moment
-        crossed = crossed + torch.outer(moments.target_mean, moments.input.mean)
-    # One eigendecomposition for every λ: (C' + λ m I)⁻¹ = V (Λ + λ m I)⁻¹ Vᵀ, with V in `drift` and in the last factor.
-    values, vectors = eigh(read)
-    # Rounding leaves a singular C' with eigenvalues just below 0; with a small λ they could make a divisor 0.
-    values = values.clamp_min(0)
-    mean = float(values.mean())
-    if not mean > 0:  # nothing was read: nothing to regress on
-        return
-    drift = target.weight @ (crossed - read) @ vectors
-    for shrinkage in SHRINKAGES:
-        weight = target.weight + (drift / (values + shrinkage * mean)) @ vectors.T
-        # The bias that makes the means agree: E[W x + b] = E[W' x' + b'].
-        moved = target.weight @ moments.target_mean - weight @ moments.input.mean
-        yield shrinkage, weight, target.bias + moved if free_bias else target.bias
 
+    def __init__(self, fitted_on: CrossMoments, held_out: CrossMoments, free_bias: bool) -> None:
+        means = fitted_on.target_mean, fitted_on.input.mean
+        # A free bias makes the means over `fitted_on` agree, wherever the rows are that are judged.
+        self._means = means if free_bias else tuple(torch.zeros_like(mean) for mean in means)
+        read, change = self._about(fitted_on)
+        values, self._vectors = eigh(read)
+        # Rounding leaves a singular C' with eigenvalues just below 0; with a small λ they could make a divisor 0.
+        self._values = values.clamp_min(0)
+        self._change = change @ self._vectors  # (K − C') V
+        seen, missed = self._about(held_out)
+        self._missed = missed @ self._vectors  # the same of the held-out rows, in these eigenvectors
+        self._seen = self._vectors.T @ seen @ self._vectors
 
-def best_correction(
-    target: Target, fitted_on: CrossMoments, held_out: CrossMoments, free_bias: bool
-) -> tuple[float, Tensor, Tensor]:
-    """The (λ, weight, bias) of least error on rows that were held out; λ = inf is the target itself.
+    def _about(self, moments: CrossMoments) -> tuple[Tensor, Tensor]:
+        """(C', K − C') about the means that a free bias would remove, else about zero."""
+        shift, drift = moments.target_mean - self._means[0], moments.input.mean - self._means[1]
+        read = moments.input.covariance + torch.outer(drift, drift)
+        return read, moments.cross_covariance + torch.outer(shift, drift) - read
 
-    Never worse there than the target, and where nothing was read it is the target.
-    """
-    # The target comes first: a correction must beat it on rows it has not seen to be taken at all.
-    best = (math.inf, target.weight, target.bias)
-    least = target.error(target.weight, target.bias, held_out)
-    for candidate in corrected(target, fitted_on, free_bias):
-        error = target.error(candidate[1], candidate[2], held_out)
-        if error < least:
-            best, least = candidate, error
-    return best
+    def best(self, target: Target) -> tuple[float, Tensor, Tensor]:
+        """(λ, weight, bias) of the least error on the held-out rows, float64; λ = inf is the target itself.
+
+        Never worse there than the target, and where nothing was read it is the target. λ → 0 is ordinary least squares.
+        """
+        mean = float(self._values.mean())
+        if not mean > 0:  # nothing was read: nothing to regress on
+            return math.inf, target.weight, target.bias
+        # W' = W + Δ S Vᵀ with S = (Λ + λ m I)⁻¹, so that in the eigenvectors
+        # E‖W x − W' x'‖² − E‖W x − W x'‖² = tr(Δ S C' S Δᵀ) − 2 tr(Δ S (W (K − C'))ᵀ), and only S changes with λ.
+        change = target.weight @ self._change
+        weighed = target.weighed(change)
+        curved = (change.T @ weighed) * self._seen
+        sloped = (weighed * (target.weight @ self._missed)).sum(dim=0)
+        # Nothing moved is where a correction starts from: it must beat that on rows it has not seen to be taken at all.
+        best, least = math.inf, 0.0
+        for shrinkage in SHRINKAGES:
+            scales = 1 / (self._values + shrinkage * mean)
+            gained = float(scales @ curved @ scales - 2 * sloped @ scales)
+            if gained < least:
+                best, least = shrinkage, gained
+        return best, *self.at(target, best)
+
+    def at(self, target: Target, shrinkage: float) -> tuple[Tensor, Tensor]:
+        """(weight, bias) of a target at one λ."""
+        if math.isinf(shrinkage):
+            return target.weight, target.bias
+        change = target.weight @ self._change / (self._values + shrinkage * self._values.mean())
+        weight = target.weight + change @ self._vectors.T
+        # The bias that makes the means agree, E[W x + b] = E[W' x' + b']; without one both means count as zero.
+        return weight, target.bias + target.weight @ self._means[0] - weight @ self._means[1]

@@ -81,9 +81,9 @@ def factorize(
     weight = weight.to(torch.float64)
     d_out, d_in = weight.shape
     # M = G^½ W C^½. Of its two Gram matrices the smaller one is decomposed: M Mᵀ (d_out, d_out) or Mᵀ M (d_in, d_in).
-    g_root, g_inverse = symmetric_sqrt(output_metric) if output_metric is not None else (None, None)
-    weighted = weight if g_root is None else g_root @ weight
     if d_out <= d_in:
+        g_root, g_inverse = symmetric_sqrt(output_metric) if output_metric is not None else (None, None)
+        weighted = weight if g_root is None else g_root @ weight
         product = weighted
         if input_metric is not None:
             product = weighted @ input_metric
@@ -94,12 +94,16 @@ def factorize(
         # L R = G^−½ U_r U_rᵀ G^½ W: the projection of M on its leading left vectors, both roots undone. C^½ cancels.
         left = vectors if g_inverse is None else g_inverse @ vectors
         return Decomposition(left, vectors.T @ weighted, spectrum)
-    # More outputs than inputs: the same problem for Mᵀ M, of the smaller side, which needs the root of C.
+    # More outputs than inputs: the same problem for Mᵀ M, of the smaller side, which needs the root of C but not of G: Wᵀ G W.
     c_root, c_inverse = None, None
     if input_metric is not None:
         # DAMPING besides the caller's: here C^−½ is needed, and few tokens leave C singular.
         c_root, c_inverse = symmetric_sqrt(input_metric, DAMPING + input_damping)
-    gram = weighted.T @ weighted
+    felt = weight
+    if output_metric is not None:
+        felt = output_metric @ weight
+        felt.add_(weight, alpha=damping(output_metric, DAMPING))  # as `symmetric_sqrt` would
+    gram = weight.T @ felt
     vectors, spectrum = _leading(gram if c_root is None else c_root @ gram @ c_root)
     # L R = W C^½ V_r V_rᵀ C^−½: on this side G^½ cancels, and its inverse is not needed.
     left = weight @ (vectors if c_root is None else c_root @ vectors)

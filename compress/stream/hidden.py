@@ -37,6 +37,16 @@ class Hidden:
     def tokens(self) -> int:
         return sum(s.shape[0] * s.shape[1] for s in self.states)
 
+    def through(self, layer: nn.Module, index: int) -> Callable[[Tensor], Tensor]:
+        """A layer as a function of hidden states (windows, length, d_model) of any number of windows."""
+        # Any batch's arguments: they are equal for every window, and differ only in how many windows there are.
+        args, kwargs = next(iter(self.calls.values()))[index]
+
+        def call(states: Tensor) -> Tensor:
+            return leaving(layer(states, *args, **{key: _for_windows(v, states.shape[0]) for key, v in kwargs.items()}))
+
+        return call
+
     @torch.no_grad()
     def advance(
         self,
@@ -84,6 +94,16 @@ class Hidden:
             start += state.shape[0] * state.shape[1]
             if tick is not None:
                 tick()
+
+
+def _for_windows(value: Any, count: int) -> Any:
+    """A call argument for `count` windows: one window's, broadcast."""
+    if isinstance(value, tuple):
+        return tuple(_for_windows(v, count) for v in value)
+    # Masks and rotary tables are (windows, …); what has one dimension or none is not by window.
+    if isinstance(value, Tensor) and value.ndim >= 2:
+        return value[:1].expand(count, *value.shape[1:])
+    return value
 
 
 class Boundaries:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.numerics.correction import Target, best_correction, corrected
+from compress.numerics.correction import SHRINKAGES, Regression, Target
 from compress.numerics.statistics import CrossMoments
 
 
@@ -36,10 +36,9 @@ def target():
 
 
 @pytest.mark.parametrize("free_bias", [True, False])
-def test_without_shrinkage_it_is_least_squares(target, free_bias, monkeypatch):
-    monkeypatch.setattr("compress.numerics.correction.SHRINKAGES", (0.0,))
+def test_without_shrinkage_it_is_least_squares(target, free_bias):
     x, changed = rows(0, 400)
-    ((_, weight, bias),) = corrected(target, moments(x, changed), free_bias)
+    weight, bias = Regression(moments(x, changed), moments(x, changed), free_bias).at(target, 0.0)
     wanted = (x @ target.weight.T + target.bias).numpy()
     design = np.column_stack([changed.numpy(), np.ones(len(x))]) if free_bias else changed.numpy()
     expected = np.linalg.lstsq(design, wanted if free_bias else wanted - target.bias.numpy(), rcond=None)[0].T
@@ -67,18 +66,21 @@ def test_error_is_the_squared_error_less_a_constant(target):
 @pytest.mark.parametrize("free_bias", [True, False])
 def test_the_chosen_correction_is_no_worse_on_held_out_rows(target, count, massive, free_bias):
     fitted_on, held_out = moments(*rows(4, count, massive)), moments(*rows(5, 500, massive))
-    shrinkage, weight, bias = best_correction(target, fitted_on, held_out, free_bias)
+    regression = Regression(fitted_on, held_out, free_bias)
+    shrinkage, weight, bias = regression.best(target)
+    tried = [target.error(*regression.at(target, each), held_out) for each in (*SHRINKAGES, math.inf)]
+    assert target.error(weight, bias, held_out) == min(tried)
     assert target.error(weight, bias, held_out) <= target.error(target.weight, target.bias, held_out)
     assert count == 14 or shrinkage < math.inf  # enough rows: the regression pays
 
 
 def test_inputs_that_did_not_change_leave_the_weights(target):
     x, _ = rows(6, 300)
-    _, weight, bias = best_correction(target, moments(x, x), moments(*rows(7, 300)[:1] * 2), True)
+    _, weight, bias = Regression(moments(x, x), moments(*rows(7, 300)[:1] * 2), True).best(target)
     torch.testing.assert_close(weight, target.weight, rtol=0, atol=1e-9)
     torch.testing.assert_close(bias, target.bias, rtol=0, atol=1e-7)
 
 
 def test_nothing_read_is_nothing_changed(target):
     zero = torch.zeros(60, 12, dtype=torch.float64)
-    assert best_correction(target, moments(zero, zero), moments(zero, zero), False)[0] == math.inf
+    assert Regression(moments(zero, zero), moments(zero, zero), False).best(target)[0] == math.inf
