@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from compress import methods
 from compress.architecture import Architecture
 from compress.beginning import BOS, Bos
+from compress.compute import Compute
 from compress.novella import FOLDER
 from compress.packaged import recipe_file
 from compress.reading import yaml_text
@@ -213,6 +214,7 @@ class Recipe(_Section):
         default=False, description="leave dense what is slower factored, timed on this device: true for cpu, or cpu, cuda, mps"
     )
     evaluation: Evaluation = Evaluation()
+    compute: Compute = Field(default=Compute(), description="how the fit computes")
     output: Path = Field(description="folder of the checkpoint; ~ is the home folder")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 

@@ -21,10 +21,10 @@ FLOORS = [
     ["methods", "loading"],
     ["kinds", "regression"],
     ["symbolic", "source", "checkpoint", "numerics", "data", "registry", "plan"],
-    ["nn", "architecture", "clock", "bars", "packaged", "texts", "validation", "version"],
+    ["nn", "architecture", "clock", "bars", "compute", "packaged", "texts", "validation", "version"],
     ["beginning", "novella"],
     ["reading", "child", "markdown"],
-    ["progress"],
+    ["parallel", "progress"],
 ]
 
 

@@ -62,12 +62,13 @@ def read_unit(path: Path, fingerprint: str, only: Container[str] | None = None) 
 
 
 class Spilled(Mapping[str, Tensor]):
-    """Tensors of one safetensors file, read when asked for and not kept."""
+    """The tensors of a unit file, read when asked for and not kept."""
 
-    def __init__(self, file: Path, tensors: Mapping[str, Tensor]) -> None:
-        self._file, self._names = file, dict.fromkeys(sorted(tensors))
-        with atomic(file) as temporary:
-            save_tensors(temporary, {name: tensors[name] for name in self._names})
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        with open_safetensors(file) as handle:
+            self._names = dict.fromkeys(sorted(handle.keys()))
+            self.metadata: dict[str, Any] = json.loads(handle.metadata()["artefact"])
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:

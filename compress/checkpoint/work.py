@@ -12,7 +12,7 @@ from compress.checkpoint.manifest import CLAIMED, FILE, Manifest
 # Folders and files that runs keep there; each folder is ours with all that is in it.
 NAMES = (
     *("units", "searches", "gradient_moments", "boundaries", "refined", "replaced", "finetuned"),
-    *("search", "layers", "speed.json", "baseline.json", "losses.json"),
+    *("search", "layers", "speed.json", "baseline.json", "losses.json", "processes.json"),
 )
 
 

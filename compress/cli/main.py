@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compress.cli import measure, surrogates
-from compress.cli.console import AsJson, Overrides, RecipeFile, bar, emit, quiet_transformers, readable, show
+from compress.cli.console import AsJson, Overrides, RecipeFile, bar, emit, is_first, quiet_transformers, readable, show
 from compress.cli.mistakes import told
 from compress.packaged import packaged, recipes_folder
+from compress.parallel import several
 
 if TYPE_CHECKING:
     from compress.recipe import Recipe
@@ -24,6 +25,9 @@ EXIT_CODES = (
     "given; 3 the machine (disk, memory, permission, another run on the output); 70 a bug of ours; 130 interrupted."
 )
 
+_SEVERAL = ("fit",)  # commands that several processes may share
+
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -31,10 +35,13 @@ app = typer.Typer(
     help="Compress HuggingFace transformers after training.",
     epilog=EXIT_CODES,
 )
+
 recipes_app = typer.Typer(no_args_is_help=True, help="The packaged recipes.")
 app.add_typer(recipes_app, name="recipes")
 measure.add_to(app)
 surrogates.add_to(app)
+
+_SEVERAL = ("fit",)  # commands that several processes may share
 
 # Typer's usage errors: click's ClickException, or that of the click inside newer versions of Typer.
 _USAGE: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -47,6 +54,8 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         code = app(standalone_mode=False)  # the code of an Exit, 130 for an interruption, or what the command returns
+        if several() and not code:
+            _leave()
         if code == 130:
             print("interrupted; finished units are kept: run the same command again to continue", file=sys.stderr)
         sys.exit(code if isinstance(code, int) else 0)
@@ -59,12 +68,37 @@ def main() -> None:
         if os.environ.get("COMPRESS_TRACEBACK"):
             raise
         code, text = told(error)
-        print(text, file=sys.stderr)
+        if _is_to_tell(text):
+            print(text, file=sys.stderr)
         sys.exit(code)
 
 
+def _is_to_tell(text: str) -> bool:
+    """Of several processes, the first to fail tells why; the others fail because of it."""
+    if not several():
+        return True
+    from compress.parallel.world import world
+
+    try:
+        return world().failed(text)
+    except Exception:  # not even joined, or the store is gone with the process that kept it
+        return int(os.environ.get("RANK", "0")) == 0
+
+
+def _leave() -> None:
+    from compress.parallel.world import world
+
+    world().leave()
+
+
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _version(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if several() and context.invoked_subcommand not in _SEVERAL:
+        raise typer.BadParameter(
+            f"{context.invoked_subcommand} runs in one process; torchrun is for {', '.join(_SEVERAL)}: start it without"
+        )
     if version:
         from compress import __version__
 
@@ -83,6 +117,7 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit a recipe and write a checkpoint that from_pretrained loads; a list in a rank rule writes one per value."""
+    first = is_first()
     file = readable(recipe)
     from compress.api import fit as api
     from compress.searching.points import points_of_lists
@@ -90,6 +125,8 @@ def fit(
     points = points_of_lists(file, overrides or [])
     loaded = None if points else api.load_recipe(file, overrides or [])
     quiet_transformers()
+    if several() and (points or dry_run):
+        raise typer.BadParameter("several processes fit one recipe; --dry-run and lists in a rank rule run in one")
     if points and not dry_run:
         _fit_points(points, fresh, as_json)
         return
@@ -99,7 +136,9 @@ def fit(
     from compress.cli import tables
 
     assert loaded is not None
-    checkpoint = api.fit(loaded, fresh=fresh, progress=bar(as_json))
+    checkpoint = api.fit(loaded, fresh=fresh, progress=bar(as_json or not first))
+    if not first:
+        return
     if as_json:
         emit({"output": str(checkpoint.path), **checkpoint.report})
     else:

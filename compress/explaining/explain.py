@@ -23,6 +23,7 @@ from compress.beginning import BOS, Bos, tokenize
 from compress.explaining.distillation import Distilled
 from compress.explaining.token_function import TokenFunction
 from compress.numerics.conventions import signed
+from compress.numerics.lapack import least_squares, pseudo_inverse, right_singular
 from compress.numerics.linalg import largest_first
 from compress.regression.front import Rule, choose
 from compress.regression.options import HELD_OUT, EngineOptions
@@ -152,7 +153,7 @@ def explain_token(
     fronts = tuple(regress_each(z.numpy(), targets.numpy(), options.engine, options.seed))
     picked = tuple(choose(front, options.choose) for front in fronts)
     distilled = Distilled(options.inputs, fronts, picked)
-    directions = chosen / scale[:, None] @ torch.linalg.pinv(axes)
+    directions = chosen / scale[:, None] @ pseudo_inverse(axes)
     words = [tokenizer.decode([i]) for i in ids]
     return Explanation(
         module=module,
@@ -171,7 +172,7 @@ def explain_token(
 def _axes(rows: Tensor, wanted: int) -> Tensor:
     """A (d, m) with A Aᵀ the covariance of rows (n, d), over the m directions in which they vary."""
     centred = rows - rows.mean(dim=0)
-    _, sizes, vectors = torch.linalg.svd(centred, full_matrices=False)
+    sizes, vectors = right_singular(centred)
     moving = int((sizes > 1e-6 * sizes[0]).sum()) if float(sizes[0]) > 0 else 0
     if moving < wanted:
         raise ValueError(
@@ -194,7 +195,7 @@ def _steps(options: ExplainOptions, axes: int, generator: torch.Generator) -> Te
 
 def _principal(centred: Tensor, count: int) -> tuple[Tensor, list[float]]:
     """(leading principal directions of rows (n, e) as rows, the share of variance along each)."""
-    _, sizes, vectors = torch.linalg.svd(centred, full_matrices=False)
+    sizes, vectors = right_singular(centred)
     if float(sizes[0]) == 0:
         raise ValueError("the module's output does not change around this token; there is nothing to explain")
     count = min(count, len(sizes))
@@ -210,7 +211,7 @@ def _linear_r2(z: np.ndarray, y: np.ndarray) -> list[float]:
     """Held-out R² of least squares through the same inputs: what a plain linear explanation reaches."""
     cut = len(z) - int(len(z) * HELD_OUT)
     design = np.column_stack([np.ones(len(z)), z])
-    weights = np.linalg.lstsq(design[:cut], y[:cut], rcond=None)[0]
+    weights = least_squares(design[:cut], y[:cut])
     return (1 - ((y[cut:] - design[cut:] @ weights) ** 2).mean(axis=0) / y[cut:].var(axis=0).clip(1e-300)).tolist()
 
 

@@ -24,13 +24,13 @@ from compress.fitting.look_ahead import Texts
 from compress.fitting.units import evenly
 from compress.loading.modules import install, within
 from compress.methods.base import Replacement
+from compress.parallel.world import world
 from compress.plan import ModuleSpec
 from compress.progress import Progress
 from compress.stream.hidden import NotFiniteError
 from compress.stream.model import StreamedModel
 
 FORMAT = 1  # raise when a kept loss changes meaning
-LOGITS_ELEMENTS = 2**26  # logits of one batch at most: 256 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,15 @@ class Acceptance:
 
     def _nll(self, made: Sequence[Replacement]) -> float:
         file = self.job.work / "losses.json"
-        known: dict[str, Any] = read_json(file) or {}
+        # The first process decides what is known: another may look when it has just been written.
+        known: dict[str, Any] = world().agreed(read_json(file) or {} if world().first else None)
         # By what is measured, not by the recipe: files it names, other packages and verdicts of speed decide as well.
         parts = [[[spec.model_dump(mode="json") for spec in r.specs], hash_tensors(r.tensors)] for r in made]
         key = hash_json([*self._of_original, parts])
         if key not in known:
             known[key] = repr(nll(self.job.model, self.tokens, made))  # as text: JSON has no infinity
-            write_json(file, known)
+            if world().first:
+                write_json(file, known)
         self._tick()
         return float(known[key])
 
@@ -119,7 +121,7 @@ def nll(model: StreamedModel, tokens: Tensor, replacements: Sequence[Replacement
     """
     specs = [spec for replacement in replacements for spec in replacement.specs]
     owners = {owner: nn.Module() for spec in specs if (owner := kinds.of(spec).reads) is not None}
-    hidden = model.embed(tokens, max(1, LOGITS_ELEMENTS // (tokens.shape[1] * int(model.config.vocab_size))))
+    hidden = model.embed(tokens)
     try:
         for index in range(model.n_layers):
             name = model.architecture.layer(index)

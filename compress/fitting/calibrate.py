@@ -21,13 +21,12 @@ from compress.checkpoint.units import Artefact, read_unit, write_unit
 from compress.fitting.units import Unit, layers_of
 from compress.methods.base import Material, Need
 from compress.numerics.statistics import Moments, Statistic
+from compress.parallel.world import world
 from compress.progress import Log, Progress, Tick
 from compress.stream.heap import release_freed
 from compress.stream.hidden import Boundaries, Hidden
 from compress.stream.model import StreamedModel
 from compress.stream.taps import Collector
-
-BATCH_TOKENS = 2048  # tokens per forward pass: enough to keep the matrix products busy, little enough to stay small
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,10 @@ class FirstPass:
 
     def run(self, units: Sequence[Unit], tokens: Tensor, progress: Progress) -> None:
         """Fit the units that have no valid file yet."""
-        # Files that are there and valid are an earlier run's, and are not made again.
-        todo = [unit for unit in units if not self._finished(unit)]
+        # Files that are there and valid are an earlier run's, and are not made again. One process looks: another may be writing
+        # already when the last one gets here.
+        missing = world().agreed([at for at, unit in enumerate(units) if not self._finished(unit)] if world().first else None)
+        todo = [units[at] for at in missing]
         if not todo:
             return
         self._collected.clear()
@@ -124,10 +125,10 @@ class FirstPass:
             ready = [unit for unit in units if unit.group.layer == index]
             if ready:
                 with self.model.resident(index) as layer:
-                    self._fit(ready, {}, layer, tick)
+                    self._share([(unit, {}) for unit in ready], layer, tick)
 
     def _forward(self, by_layer: Mapping[int, Sequence[Unit]], tokens: Tensor, units: int, progress: Progress) -> None:
-        hidden = self._embed(tokens)
+        hidden = self.model.embed(tokens)
         # No unit needs what comes after the last layer that has one.
         last = max(index for index, found in by_layer.items() if found)
         tick = progress("calibrate and fit", (last + 1) * len(hidden.states) + units)
@@ -138,12 +139,12 @@ class FirstPass:
                 self._collect_and_fit(by_layer[index], collector, index, layer, tick)
 
     def _both_ways(self, by_layer: Mapping[int, Sequence[Unit]], tokens: Tensor, units: int, progress: Progress) -> None:
-        hidden = self._embed(tokens)
+        hidden = self.model.embed(tokens)
         layers = range(self.model.n_layers)
         # Gradients come from the top, so the forward always goes all the way; only the way back may stop early.
         first = min(index for index, found in by_layer.items() if found)
         tick = progress("calibrate and fit", (2 * len(layers) - first) * len(hidden.states) + units)
-        boundaries = Boundaries(self.work / "boundaries", hidden)
+        boundaries = Boundaries(self.work / "boundaries" / str(world().rank), hidden)
         for index in layers:
             boundaries.save(index)
             with self.model.resident(index) as layer:
@@ -154,79 +155,90 @@ class FirstPass:
             boundaries.load(index)
             with self.model.resident(index) as layer:
                 if self.keep_gradients:
-                    self._keep_leaving(index, gradients)
+                    self._keep_leaving(index, hidden, gradients)
                 collector = self._collector(by_layer[index], layer, index, hidden)
                 hidden.retreat(layer, index, gradients, collector, tick)
                 self._collect_and_fit(by_layer[index], collector, index, layer, tick)
-        boundaries.delete()
+        world().meet()
+        if world().first:  # with those that an earlier run left, of however many processes
+            remove_tree(self.work / "boundaries")
 
-    def _embed(self, tokens: Tensor) -> Hidden:
-        return self.model.embed(tokens, max(1, BATCH_TOKENS // tokens.shape[1]))
-
-    def _keep_leaving(self, index: int, gradients: Sequence[Tensor]) -> None:
+    def _keep_leaving(self, index: int, hidden: Hidden, gradients: Sequence[Tensor]) -> None:
         """The moments of the gradient at a layer's output: the metric in which block refinement measures its error."""
-        leaving = Moments(gradients[0].shape[-1])
-        for gradient in gradients:
-            leaving.update(gradient.flatten(0, 1))
-        self.gradients.write(f"layer.{index}", leaving)
+
+        def of(positions: Sequence[int]) -> Moments:
+            leaving = Moments(gradients[0].shape[-1])
+            for position in positions:
+                leaving.update(gradients[position].flatten(0, 1))
+            return leaving
+
+        leaving = hidden.summed(Moments, of)
+        if world().first:
+            self.gradients.write(f"layer.{index}", leaving)
 
     def _collector(self, units: Sequence[Unit], layer: nn.Module, index: int, hidden: Hidden) -> Collector:
         prefix = self.model.architecture.layer(index) + "."
         needs = [need for unit in units for need in self._needs(unit).values() if need.input_of.startswith(prefix)]
-        return Collector(needs, layer, prefix, hidden.tokens, self.model.architecture)
+        own = world().owned(self.model.compute.lanes)
+        return Collector(needs, layer, prefix, hidden.tokens, self.model.architecture, own)
 
     def _collect_and_fit(self, units: Sequence[Unit], collector: Collector, index: int, layer: nn.Module, tick: Tick) -> None:
-        """Take what this layer gave; fit the units that now have everything, the widest input first, and let go of each
-        statistic with its last reader: the others then do not pay for it.
-        """
+        """Take what this layer gave, and fit the units that now have everything, the widest input first."""
         collector.close()
         release_freed()
         prefix = self.model.architecture.layer(index) + "."
         here = {id(u): [n for n in self._needs(u).values() if n.input_of.startswith(prefix)] for u in units}
+        complete: list[tuple[Unit, dict[str, Statistic]]] = []
         # The widest input first: its statistics are the largest, and go before the others are fitted.
-        waiting = sorted(units, key=lambda unit: -collector.size(here[id(unit)]))
-        while waiting:
-            unit = waiting.pop(0)
+        for unit in sorted(units, key=lambda unit: -collector.size(here[id(unit)])):
             needs = self._needs(unit)
             collected = self._collected.pop(id(unit), {})
             collected |= {key: collector[need] for key, need in needs.items() if need.input_of.startswith(prefix)}
-            # What no unit still waits for is let go now.
-            collector.keep(need for other in waiting for need in here[id(other)])
             if len(collected) == len(needs):
-                self._fit([unit], collected, layer, tick)
+                complete.append((unit, collected))
             else:
                 # The unit reaches into layers that are still to come: what this one gave waits for them.
                 self._collected[id(unit)] = collected
-            del collected
+        collector.values.clear()
+        self._share(complete, layer, tick)
 
-    def _fit(self, units: Sequence[Unit], statistics: Mapping[str, Statistic], layer: nn.Module, tick: Tick) -> None:
-        """Fit units of one resident layer and write their files; a unit over several layers also reads the others' weights."""
-        for unit in units:
-            weights: dict[str, Tensor] = {}
-            for index in self._layers(unit):
-                weights |= self.model.layer_weights(index)
-            if self.keep_gradients:
-                for key, need in self._needs(unit).items():
-                    if need.statistic == "gradient":
-                        self.gradients.write(need.input_of, cast(Moments, statistics[key]))
-            if self.artefact(unit, only=()) is not None:  # only the moments that a second pass reads were missing
-                tick()
-                continue
-            started = time.perf_counter()
-            log = SearchLog(self.work / "searches" / unit.group.name, unit.group.modules[-1], tick)
-            material = Material(unit.group, self.model.architecture, weights, statistics, layer, self.seed, log)
-            artefact = unit.method.fit(material)
-            seconds = time.perf_counter() - started
-            file = unit.file(self.work, self.source_hash)
-            # The timing before the unit: whoever finds a unit file finds its timing beside it.
-            write_json(file.with_suffix(".json"), {"seconds": round(seconds, 3)})
-            write_unit(file, artefact, unit.fingerprint(self.source_hash))
-            # The unit file holds it all now.
-            log.clear()
-            del artefact
+    def _share(self, complete: list[tuple[Unit, dict[str, Statistic]]], layer: nn.Module, tick: Tick) -> None:
+        """Fit units of one resident layer, each in one of the processes. A statistic goes with its last reader."""
+        mine, count = 0, len(complete)
+        for number in world().share(count):
+            # Those before it are others': what they read may go.
+            for _ in range(number + 1 - (count - len(complete))):
+                unit, statistics = complete.pop(0)
+            self._fit(unit, statistics, layer, tick)
+            del statistics
             # glibc would keep the freed blocks in its heap (`stream.heap`).
             release_freed()
             tick()
+            mine += 1
+        tick(done=count - mine)
+
+    def _fit(self, unit: Unit, statistics: Mapping[str, Statistic], layer: nn.Module, tick: Tick) -> None:
+        """Fit one unit and write its file; a unit over several layers also reads the others' weights."""
+        weights: dict[str, Tensor] = {}
+        for index in self._layers(unit):
+            weights |= self.model.layer_weights(index)
+        if self.keep_gradients:
+            for key, need in self._needs(unit).items():
+                if need.statistic == "gradient":
+                    self.gradients.write(need.input_of, cast(Moments, statistics[key]))
+        if self.artefact(unit, only=()) is not None:  # only the moments that a second pass reads were missing
+            return
+        started = time.perf_counter()
+        log = SearchLog(self.work / "searches" / unit.group.name, unit.group.modules[-1], tick)
+        material = Material(unit.group, self.model.architecture, weights, statistics, layer, self.seed, log)
+        artefact = unit.method.fit(material)
+        seconds = time.perf_counter() - started
+        file = unit.file(self.work, self.source_hash)
+        # The timing before the unit: whoever finds a unit file finds its timing beside it.
+        write_json(file.with_suffix(".json"), {"seconds": round(seconds, 3)})
+        write_unit(file, artefact, unit.fingerprint(self.source_hash))
+        # The unit file holds it all now.
+        log.clear()
 
     def _needs(self, unit: Unit) -> dict[str, Need]:
         return unit.method.needs(unit.group, self.model.architecture)

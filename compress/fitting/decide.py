@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Container, Sequence
+from pathlib import Path
 
 import torch
 
 from compress.checkpoint.files import hash_json
-from compress.checkpoint.units import Artefact, Spilled
+from compress.checkpoint.units import Artefact, Spilled, write_unit
 from compress.fitting.assemble import storage_dtype, stored_tensors
 from compress.fitting.calibrate import FirstPass
 from compress.fitting.job import Job
 from compress.fitting.keep_dense import judge
 from compress.fitting.units import Unit, together
 from compress.methods.base import Method, Replacement
+from compress.parallel.world import world
+from compress.plan import ModuleSpec
 
 
 def first_pass_of(job: Job, source_hash: str) -> FirstPass:
@@ -56,11 +58,24 @@ def _replacement(job: Job, unit: Unit, method: Method, source_hash: str) -> Repl
 
 def replace_on_disk(job: Job, units: Sequence[Unit], source_hash: str) -> list[Replacement]:
     """As `replacements_of`, one unit in memory at a time: the tensors wait in files, in the dtype they will be stored in."""
-    out = []
-    for unit, method in zip(units, decided(job, units, source_hash), strict=True):
-        made = _replacement(job, unit, method, source_hash)
+    methods = decided(job, units, source_hash)
+
+    def file(at: int) -> Path:
         # By the decision, too: one unit file gives other tensors at another rank.
-        decision = hash_json(method.model_dump(mode="json"))[:12]
-        file = job.work / "replaced" / f"{unit.file(job.work, source_hash).stem}.{decision}.safetensors"
-        out.append(dataclasses.replace(made, tensors=Spilled(file, stored_tensors(job.model, made))))
-    return out
+        decision = hash_json(methods[at].model_dump(mode="json"))[:12]
+        return job.work / "replaced" / f"{units[at].file(job.work, source_hash).stem}.{decision}.safetensors"
+
+    # What is timed is timed by one process.
+    share = world().share if not job.recipe.keep_dense_if_slower else world().first_alone
+    for at in share(len(units)):
+        made = _replacement(job, units[at], methods[at], source_hash)
+        specs = [spec.model_dump(mode="json") for spec in made.specs]
+        said = {"specs": specs, "removed": made.removed, "report": made.report}
+        write_unit(file(at), Artefact(dict(stored_tensors(job.model, made)), said), source_hash)
+    return [_from_disk(Spilled(file(at))) for at in range(len(units))]
+
+
+def _from_disk(tensors: Spilled) -> Replacement:
+    said = tensors.metadata
+    specs = tuple(ModuleSpec.model_validate(spec) for spec in said["specs"])
+    return Replacement(specs, tensors, tuple(said["removed"]), tuple(said["report"]))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from compress.parallel.lanes import Tree
+from compress.parallel.world import world
 
 CLIP = 1.0  # norm of all gradients together
 
@@ -17,12 +22,55 @@ def held_out_split(windows: int, share: float, generator: torch.Generator) -> tu
     return (order[len(held) :] if windows > 1 else order), held
 
 
-def descend(optimiser: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
-    """One step along the clipped gradient of a loss."""
-    optimiser.zero_grad()
-    loss.backward()
+def drawn(train: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    """`batch` of the training windows, in order: one from each of as many equal parts, so that every lane gets its share.
+
+    Each window is as likely as any other.
+    """
+    at = (torch.arange(batch) + torch.rand(batch, generator=generator, dtype=torch.float64)) * (len(train) / batch)
+    return train.sort().values[at.long().clamp_max(len(train) - 1)]
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """∂ loss / ∂ parameters, as lanes add theirs."""
+
+    values: Sequence[Tensor]
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"{at:06d}": value for at, value in enumerate(self.values)}
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, Tensor]) -> _Gradients:
+        return cls([tensors[name] for name in sorted(tensors)])
+
+    def merge(self, other: _Gradients) -> None:
+        for value, more in zip(self.values, other.values, strict=True):
+            value.add_(more)
+
+
+def gradients_of(parameters: Sequence[nn.Parameter], by_lane: Iterable[tuple[int, Tensor]], lanes: int) -> Sequence[Tensor]:
+    """The gradient of the sum of the lanes' losses, (lane, loss) each: summed by the tree, the same in every process."""
+    tree: Tree[_Gradients] = Tree(world().owned(lanes))
+    for lane, loss in by_lane:
+        tree.add(lane, _Gradients(torch.autograd.grad(loss, parameters)))
+    total = world().total(tree, _Gradients)
+    assert total is not None  # some lane has a window
+    return total.values
+
+
+def descend(optimiser: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+    """One step along the clipped gradient."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
     nn.utils.clip_grad_norm_(parameters, CLIP)
     optimiser.step()
+
+
+def mean_over_all(by_window: Sequence[float]) -> float:
+    """The mean of what each process measured on its windows, exactly rounded, so that no order of them matters."""
+    values = [value for some in world().everyone(list(by_window)) for value in some]
+    return math.fsum(values) / len(values)
 
 
 def copies(parameters: Sequence[nn.Parameter]) -> list[Tensor]:

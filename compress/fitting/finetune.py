@@ -6,8 +6,9 @@ every other stage of a fit it holds the original and the compressed model in mem
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from compress import data
 from compress.checkpoint.files import hash_json
 from compress.checkpoint.units import Artefact, read_unit, write_unit
 from compress.fitting.assemble import load_variant
-from compress.fitting.descent import copies, descend, held_out_split, put_back
+from compress.fitting.descent import copies, descend, drawn, gradients_of, held_out_split, mean_over_all, put_back
 from compress.methods.base import Replacement
+from compress.parallel.lanes import MicroBatch
+from compress.parallel.world import world
 from compress.recipe import Finetuning
 from compress.stream.model import StreamedModel
 
-FORMAT = 4  # raise when the content of the state files changes meaning
+FORMAT = 5  # raise when the content of the state files changes meaning
 EVALUATIONS = 20  # how often the held-out windows are measured and the state is saved
 PATIENCE = 2  # measurements in a row without a new best: then back to the best, with half the learning rate
 WARM_UP = 0.1  # share of the steps over which the learning rate rises
@@ -64,8 +67,8 @@ def finetune(
     student.requires_grad_(False)
     trained = {name: parameter for name, parameter in student.named_parameters() if name in names}
     parameters = [parameter.requires_grad_(True) for parameter in trained.values()]
-    chosen, apart = held_out_split(len(tokens), options.held_out, torch.Generator().manual_seed(seed))
-    train, held = tokens[chosen], tokens[apart]
+    train, held = held_out_split(len(tokens), options.held_out, torch.Generator().manual_seed(seed))
+    pieces = model.compute.own_pieces(*tokens.shape)
     optimiser = torch.optim.Adam(parameters, lr=options.lr)
     fingerprint = hash_json(
         # The sums stand for the values that the run starts from.
@@ -80,9 +83,10 @@ def finetune(
         ]
     )
     file = folder / f"{fingerprint[:12]}.safetensors"
-    run = _resumed(file, fingerprint, parameters, optimiser)
+    there = world().agreed(read_unit(file, fingerprint, only=()) is not None if world().first else None)
+    run = _resumed(file, fingerprint, parameters, optimiser) if there else None
     if run is None:
-        loss = _held_out(teacher, student, held, options.batch)  # measured before a step is made: the start may be the best
+        loss = _held_out(teacher, student, tokens, held, pieces)  # measured before a step is made: the start may be the best
         run = _Run(0, loss, loss, 1.0, 0, copies(parameters))
     # The bar counts the steps that an earlier run made.
     for _ in range(run.step):
@@ -90,13 +94,13 @@ def finetune(
     every = max(1, options.steps // EVALUATIONS)
     while run.step < options.steps:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + run.step)  # each step's own: resuming needs no state
-        # With replacement: windows are drawn anew at every step.
-        rows = train[torch.randint(len(train), (options.batch,), generator=generator)]
+        rows = drawn(train, options.batch, generator)
         optimiser.param_groups[0]["lr"] = options.lr * run.rate * _schedule((run.step + 1) / options.steps)
-        descend(optimiser, parameters, _divergence(teacher, student, rows))
+        losses = _losses(teacher, student, tokens, rows, pieces)
+        descend(optimiser, parameters, gradients_of(parameters, losses, model.compute.lanes))
         run.step += 1
         if run.step % every == 0 or run.step == options.steps:
-            loss = _held_out(teacher, student, held, options.batch)
+            loss = _held_out(teacher, student, tokens, held, pieces)
             if loss < run.best_loss:
                 run.best_loss, run.misses, run.best = loss, 0, copies(parameters)
             else:
@@ -105,7 +109,8 @@ def finetune(
                 run.rate, run.misses = run.rate / 2, 0
                 # Adam's own state stays as it is.
                 put_back(parameters, run.best)
-            _save(file, fingerprint, run, parameters, optimiser)
+            if world().first:
+                _save(file, fingerprint, run, parameters, optimiser)
         tick()
     note = {"finetune_kl_before": run.start_loss, "finetune_kl_after": run.best_loss}
     return [_with(r, dict(zip(trained, run.best, strict=True)), note) for r in replacements]
@@ -116,21 +121,37 @@ def _schedule(progress: float) -> float:
     return progress / WARM_UP if progress < WARM_UP else 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
+def _losses(
+    teacher: Any, student: Any, tokens: Tensor, rows: Tensor, pieces: Sequence[MicroBatch]
+) -> Iterator[tuple[int, Tensor]]:
+    """(lane, its share of the mean KL over the windows `rows`), for each lane of this process that has any."""
+    for lane, group in itertools.groupby(pieces, lambda piece: piece.lane):
+        own = list(group)
+        mine = rows[(rows >= own[0].windows.start) & (rows < own[-1].windows.stop)]
+        if len(mine):
+            yield lane, _divergence(teacher, student, tokens[mine]).sum() / len(rows)
+
+
 def _divergence(teacher: Any, student: Any, rows: Tensor) -> Tensor:
-    """Mean KL(teacher‖student) of the next-token distributions, nats per token, on rows (batch, length)."""
+    """KL(teacher‖student) of the next-token distributions, nats per token, of each of `rows` (windows, length)."""
     with torch.no_grad():
         wanted = teacher(input_ids=rows, use_cache=False).logits.log_softmax(-1)
     given = student(input_ids=rows, use_cache=False).logits.log_softmax(-1)
     # KL(p‖q) = Σ p (log p − log q), p the teacher.
-    divergence = (wanted.exp() * (wanted - given)).sum(-1).mean()
-    if not bool(torch.isfinite(divergence)):
+    divergence = (wanted.exp() * (wanted - given)).sum(-1).mean(-1)
+    if not bool(torch.isfinite(divergence).all()):
         raise RuntimeError("finetune: the loss is not finite; lower finetune.lr")
     return divergence
 
 
 @torch.no_grad()
-def _held_out(teacher: Any, student: Any, held: Tensor, batch: int) -> float:
-    return sum(float(_divergence(teacher, student, rows)) * len(rows) for rows in held.split(batch)) / len(held)
+def _held_out(teacher: Any, student: Any, tokens: Tensor, held: Tensor, pieces: Sequence[MicroBatch]) -> float:
+    by_window: list[float] = []
+    for piece in pieces:
+        mine = held[(held >= piece.windows.start) & (held < piece.windows.stop)].sort().values
+        if len(mine):
+            by_window += _divergence(teacher, student, tokens[mine]).double().tolist()
+    return mean_over_all(by_window)
 
 
 def _save(file: Path, fingerprint: str, run: _Run, parameters: list[nn.Parameter], optimiser: torch.optim.Adam) -> None:

@@ -54,7 +54,7 @@ def prepare(recipe: Recipe, work: Path | None = None, original: Original | None 
         folder = locate(data.resolve_model(recipe.model.name), recipe.model.revision)
         keep_apart(recipe.output, folder)
         original = OnDisk(folder)
-    model = StreamedModel(original.weights, original.config)
+    model = StreamedModel(original.weights, original.config, compute=recipe.compute)
     architecture, layers = model.architecture, model.n_layers
     variants = {"compressed": units_of(recipe, architecture, layers)}
     for control in recipe.evaluation.controls:
@@ -120,6 +120,8 @@ def tokens_of(job: Job) -> Tensor:
 
 
 def source_hash_of(job: Job, tokens: Tensor | None = None) -> str:
-    """What every unit depends on: the model's files, the calibration tokens, the seed."""
+    """What every unit depends on: the model's files, the calibration tokens, the seed, and the order that sums are made in."""
     tokens = tokens_of(job) if tokens is None else tokens
-    return hash_json([job.model.shards.fingerprint(), data.token_hash(tokens), job.recipe.seed])
+    return hash_json(
+        [job.model.shards.fingerprint(), data.token_hash(tokens), job.recipe.seed, job.recipe.compute.model_dump()]
+    )

@@ -6,7 +6,7 @@ towards the weights are chosen on held-out windows, and a refit is kept only whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.fitting.twin import Part, Twin, output_metric
+from compress.fitting.descent import mean_over_all
+from compress.fitting.twin import Part, Twin, described, output_metric, recalled
 from compress.methods.base import Material, Need
 from compress.numerics.correction import Regression, Target
 from compress.numerics.statistics import CrossMoments, Statistic
+from compress.parallel.world import world
 from compress.stream.hidden import Hidden
 
 HELD_OUT = 8  # every eighth window is held out
@@ -35,19 +37,34 @@ def propagate(twin: Twin, parts: Sequence[Part], original: Hidden, compressed: H
             continue
         # Roles of one stage read the same input, so one tap serves them all.
         tap = architecture.roles[roles[0]]
-        fitted_on, held_out = cross_moments(twin.layer, twin.student, tap, twin.index, original, compressed)
-        stage_of = Stage(fitted_on, held_out)
+        read = cross_moments(twin, tap, original, compressed)
+        # Each by one of the processes: a decomposition takes longer than its result does on its way.
+        for turn, part in enumerate(stage):
+            out[id(part)] = _by(turn % world().size, part, lambda part=part, read=read: _better(twin, part, read))
         for part in stage:
-            out[id(part)] = _better(twin, part, stage_of)
+            twin.install(out[id(part)].replacement)
     refitted = list(out.values())
     if all(new is old for new, old in zip(refitted, parts, strict=True)):
         return refitted
     # Each refit misses less of what its own linear gave; together they may still miss more of what the layer gives.
-    metric = output_metric(twin, parts, original.states[0].shape[-1])
+    metric = output_metric(twin, parts, original.size)
     after = missed(twin, metric, original, compressed)
     for part in parts:
         twin.install(part.replacement)
     return refitted if after < missed(twin, metric, original, compressed) else list(parts)
+
+
+def _by(owner: int, part: Part, make: Callable[[], Part]) -> Part:
+    """What the process `owner` makes of a part, known to all of them."""
+    made = make() if owner == world().rank else None
+    if world().size == 1:
+        return made or part
+    kept = made is part
+    said = None if made is None else (None, {}) if kept else (described(made.replacement), made.replacement.tensors)
+    description, tensors = world().made(owner, said)
+    if made is not None or description is None:
+        return made or part
+    return replace(part, replacement=recalled(part.replacement, description, tensors))
 
 
 @torch.no_grad()
@@ -57,25 +74,42 @@ def missed(twin: Twin, metric: Tensor, original: Hidden, compressed: Hidden) -> 
     """
     metric = metric.to(twin.model.dtype)
     before, after = original.through(twin.layer, twin.index), compressed.through(twin.student, twin.index)
-    total, tokens, start = 0.0, 0, 0
-    held_out = held_out_windows(sum(len(state) for state in original.states))
-    for clean, shifted in zip(original.states, compressed.states, strict=True):
-        held = held_out[start : start + len(clean)]
-        start += len(clean)
+    by_window: list[float] = []
+    held_out = held_out_windows(original.windows)
+    for piece, clean, shifted in zip(original.pieces, original.states, compressed.states, strict=True):
+        held = held_out[piece.windows]
         if held.any():
             wanted = before(clean[held])
             off = after(shifted[held]) - wanted
             share = ((off @ metric) * off).sum(-1) / wanted.square().sum(-1).clamp_min(1e-30)
-            total, tokens = total + float(share.double().sum()), tokens + share.numel()
-    return total / tokens
+            by_window += share.double().mean(-1).tolist()
+    return mean_over_all(by_window)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What the linears that read one tap are refitted on: the moments of its inputs, and the regressions they give."""
+    """What the linears that read one tap are refitted on: the moments of its inputs, of the windows that a refit may use and of
+    those held out, and the regressions they give.
+    """
 
     fitted_on: CrossMoments
     held_out: CrossMoments
+
+    def merge(self, other: Stage) -> None:
+        self.fitted_on.merge(other.fitted_on)
+        self.held_out.merge(other.held_out)
+
+    def state(self) -> dict[str, Tensor]:
+        parts = {"fitted_on": self.fitted_on, "held_out": self.held_out}
+        return {f"{part}.{key}": value for part, moments in parts.items() for key, value in moments.state().items()}
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, Tensor]) -> Stage:
+        def part(name: str) -> CrossMoments:
+            mine = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+            return CrossMoments.from_state(mine)
+
+        return cls(part("fitted_on"), part("held_out"))
 
     def regression(self, free_bias: bool) -> Regression:
         """The one for linears whose bias may or may not move, made when it is first asked for."""
@@ -179,31 +213,30 @@ def affine(module: nn.Module, d_in: int) -> tuple[Tensor, Tensor]:
     return (module(torch.eye(d_in, dtype=dtype)).double() - bias).T, bias
 
 
-def cross_moments(
-    layer: nn.Module, student: nn.Module, tap: str, index: int, original: Hidden, compressed: Hidden
-) -> tuple[CrossMoments, CrossMoments]:
-    """Moments of x' with x at one tap: of the windows a refit may use, and of those held out. Neither stream moves.
+def cross_moments(twin: Twin, tap: str, original: Hidden, compressed: Hidden) -> Stage:
+    """Moments of x' with x at one tap. Neither stream moves. A single window is both held out and fitted on."""
+    held_out = held_out_windows(original.windows)
+    fitted_on = ~held_out if original.windows > 1 else held_out
 
-    A single window is both.
-    """
-    windows = sum(len(state) for state in original.states)
-    held_out = held_out_windows(windows)
-    moments: tuple[CrossMoments, CrossMoments] | None = None
-    start = 0
-    for clean, shifted in zip(original.states, compressed.states, strict=True):
-        # Both layers with the original's arguments: masks and positions are the same.
-        args, kwargs = original.calls[tuple(clean.shape[:2])][index]
-        held = held_out[start : start + len(clean)]
-        start += len(clean)
-        x, changed = (_read_at(tap, m, states, args, kwargs) for m, states in ((layer, clean), (student, shifted)))
-        moments = moments or (CrossMoments(changed.shape[-1], x.shape[-1]), CrossMoments(changed.shape[-1], x.shape[-1]))
-        # OPT hands its MLP rows of tokens, without the windows
-        x, changed = (rows.reshape(len(held), -1, rows.shape[-1]) for rows in (x, changed))
-        for part, chosen in zip(moments, (~held if windows > 1 else held, held), strict=True):
-            if chosen.any():
-                part.update(changed[chosen].flatten(0, 1), x[chosen].flatten(0, 1))
-    assert moments is not None
-    return moments
+    def of(positions: Sequence[int]) -> Stage:
+        out: Stage | None = None
+        for position in positions:
+            windows, clean = original.pieces[position].windows, original.states[position]
+            # Both layers with the original's arguments: masks and positions are the same.
+            args, kwargs = original.calls[tuple(clean.shape[:2])][twin.index]
+            x = _read_at(tap, twin.layer, clean, args, kwargs)
+            changed = _read_at(tap, twin.student, compressed.states[position], args, kwargs)
+            sizes = changed.shape[-1], x.shape[-1]
+            out = out or Stage(CrossMoments(*sizes), CrossMoments(*sizes))
+            # OPT hands its MLP rows of tokens, without the windows
+            x, changed = (rows.reshape(len(clean), -1, rows.shape[-1]) for rows in (x, changed))
+            for part, some in ((out.fitted_on, fitted_on[windows]), (out.held_out, held_out[windows])):
+                if some.any():
+                    part.update(changed[some].flatten(0, 1), x[some].flatten(0, 1))
+        assert out is not None  # no lane without a window
+        return out
+
+    return original.summed(Stage, of)
 
 
 class _ReachedError(Exception):

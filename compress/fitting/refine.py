@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compress.fitting.descent import copies, descend, held_out_split, put_back
+from compress.fitting.descent import (
+    copies,
+    descend,
+    drawn,
+    gradients_of,
+    held_out_split,
+    mean_over_all,
+    put_back,
+)
 from compress.fitting.twin import Part, Twin, output_metric
 from compress.numerics.linalg import symmetric_sqrt
+from compress.numerics.statistics import Spread
 from compress.recipe import Refinement
 from compress.stream.hidden import Hidden
 
@@ -30,39 +40,28 @@ def refine(
     parameters = [p for name, p in student.named_parameters() if name in names and p.numel()]
     if not parameters:
         return {}
-    # (windows, length, d_model) each.
-    clean, shifted, wanted = (torch.cat(list(s)) for s in (inputs, compressed.states, targets.states))
     # A seed for every layer, so that a resumed run draws what the first would have drawn.
     generator = torch.Generator().manual_seed(twin.seed * 1000 + twin.index)
-    train, held = held_out_split(clean.shape[0], options.held_out, generator)
-    root = _metric_root(twin, parts, wanted)
-    call = targets.through(student, twin.index)
+    train, held = held_out_split(targets.windows, options.held_out, generator)
+    windows = _Windows(inputs, compressed, targets, targets.through(student, twin.index), _metric_root(twin, parts, targets))
     student.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam(parameters, lr=options.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.steps)
-
-    def loss(rows: Tensor, states: Tensor) -> Tensor:
-        # ‖G^½ (y' − y)‖², mean over tokens.
-        return ((call(states[rows]) - wanted[rows]) @ root).square().sum(-1).mean()
-
-    @torch.no_grad()
-    def held_out() -> float:
-        return sum(float(loss(rows, shifted)) * len(rows) for rows in held.split(options.batch)) / len(held)
-
-    start = best = held_out()
+    start = best = mean_over_all(windows.held_out(held))
     kept = copies(parameters)
     for step in range(1, options.steps + 1):
-        rows = train[torch.randint(len(train), (options.batch,), generator=generator)]
+        rows = drawn(train, options.batch, generator)
         split = round(options.batch * options.anchor)  # of these the inputs are the original's, lest it drifts from the text
-        total = loss(rows[split:], shifted) * (1 - options.anchor)
-        if split:
-            total = total + loss(rows[:split], clean) * options.anchor
-        descend(optimiser, parameters, total)
+        anchored = torch.randperm(options.batch, generator=generator) < split
+        # Both kinds have their share of the loss, however few there are.
+        shares = torch.where(anchored, options.anchor / max(split, 1), (1 - options.anchor) / max(options.batch - split, 1))
+        losses = windows.losses(rows, anchored, shares)
+        descend(optimiser, parameters, gradients_of(parameters, losses, twin.model.compute.lanes))
         schedule.step()
         if step % max(1, options.steps // MEASURED) == 0:
-            now = held_out()
+            now = mean_over_all(windows.held_out(held))
             if now < best:
                 best, kept = now, copies(parameters)
     # The best seen, not the last.
@@ -71,9 +70,58 @@ def refine(
     return {"block_error_before": start, "block_error_after": best}
 
 
-def _metric_root(twin: Twin, parts: Sequence[Part], targets: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Windows:
+    """This process's windows: what enters the layer in both streams, what should leave it, and the layer."""
+
+    clean: Sequence[Tensor]  # (windows, length, d_model) each, as those of the other two
+    shifted: Hidden
+    wanted: Hidden
+    layer: Callable[[Tensor], Tensor]
+    root: Tensor
+
+    def losses(self, rows: Tensor, anchored: Tensor, shares: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(lane, Σ share · loss over its windows among `rows`), for each lane that has any; anchored ones read clean states."""
+        for lane, positions in self.wanted.by_lane():
+            read: list[Tensor] = []
+            wanted: list[Tensor] = []
+            share: list[Tensor] = []
+            for position in positions:
+                windows = self.wanted.pieces[position].windows
+                for at in ((rows >= windows.start) & (rows < windows.stop)).nonzero()[:, 0].tolist():
+                    row = int(rows[at]) - windows.start
+                    read.append((self.clean if anchored[at] else self.shifted.states)[position][row])
+                    wanted.append(self.wanted.states[position][row])
+                    share.append(shares[at])
+            if read:
+                errors = self._errors(torch.stack(read), torch.stack(wanted))
+                yield lane, errors @ torch.stack(share).to(errors)
+
+    @torch.no_grad()
+    def held_out(self, held: Tensor) -> list[float]:
+        """The loss of each held-out window."""
+        out: list[float] = []
+        for piece, read, wanted in zip(self.wanted.pieces, self.shifted.states, self.wanted.states, strict=True):
+            windows = torch.arange(piece.windows.start, piece.windows.stop)
+            if (chosen := torch.isin(windows, held)).any():
+                out += self._errors(read[chosen], wanted[chosen]).double().tolist()
+        return out
+
+    def _errors(self, read: Tensor, wanted: Tensor) -> Tensor:
+        """‖G^½ (y' − y)‖², mean over the tokens of each window."""
+        return ((self.layer(read) - wanted) @ self.root).square().sum(-1).mean(-1)
+
+
+def _metric_root(twin: Twin, parts: Sequence[Part], targets: Hidden) -> Tensor:
     """Root of the loss metric on the layer's output, scaled to mean 1, (d_model, d_model) in the stream's dtype."""
-    size = targets.shape[-1]
+
+    def of(positions: Sequence[int]) -> Spread:
+        spread = Spread(targets.states[0].shape[-1])
+        for position in positions:
+            spread.update(targets.states[position].flatten(0, 1))
+        return spread
+
     # Over the variance of the outputs: their mean would have an error of about 1.
-    variance = float(targets.double().flatten(0, 1).var(dim=0).mean())
+    spread = targets.summed(Spread, of)
+    size, variance = len(spread.mean), float(spread.variance.mean())
     return (symmetric_sqrt(output_metric(twin, parts, size))[0] / max(variance, 1e-30) ** 0.5 / size**0.5).to(twin.model.dtype)

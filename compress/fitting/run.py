@@ -7,6 +7,7 @@ continues and ends with the same bytes. The checkpoint is built beside the outpu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,20 @@ from compress.checkpoint.lock import locked
 from compress.checkpoint.swap import recover, replacing
 from compress.checkpoint.work import open_work
 from compress.fitting.acceptance import Acceptance
+from compress.fitting.alike import check_alike, check_shared
 from compress.fitting.assemble import load_variant, storage_dtype
-from compress.fitting.calibrate import BATCH_TOKENS
 from compress.fitting.channel_order import with_free_orders
 from compress.fitting.decide import artefact_of, decided, first_pass_of, replace_on_disk
 from compress.fitting.finetune import finetune
 from compress.fitting.job import Job, prepare, source_hash_of
 from compress.fitting.look_ahead import Texts, look_ahead
-from compress.fitting.picks import Choice, with_picks, with_simplest
+from compress.fitting.picks import Choice, Pick, with_picks, with_simplest
 from compress.fitting.second_pass import SecondPass
 from compress.fitting.twin import Part
 from compress.fitting.units import evenly
 from compress.fitting.write import EDITABLE, PART, assemble, check_output, finish
 from compress.methods.base import Replacement
+from compress.parallel.world import world
 from compress.progress import Progress, silent
 from compress.recipe import Recipe
 from compress.stream.original import Original
@@ -57,20 +59,39 @@ def fit(
     """
     job = prepare(recipe, work, original)
     texts = look_ahead(job)  # nothing is touched for a recipe that cannot run
-    tokens = texts.calibration
-    with locked(recipe.output):
-        recover(recipe.output)
-        check_output(job)
-        open_work(recipe.output, job.work, fresh)
-        source_hash = source_hash_of(job, tokens)
+    source_hash = source_hash_of(job, texts.calibration)
+    check_alike(job, source_hash)
+    # One of the processes writes what there is one of; what they share is in the work folder.
+    with locked(recipe.output) if world().first else nullcontext():
+        if world().first:
+            recover(recipe.output)
+            check_output(job)
+            open_work(recipe.output, job.work, fresh)
+        check_shared(job.work)
         job, picked = with_picks(job, source_hash, picks, fresh)
         job, replacements, quality = _fitted(job, texts, source_hash, progress)
-        with replacing(recipe.output, PART, keep=EDITABLE) as folder:
-            report = assemble(job, replacements["compressed"], source_hash, data.token_hash(tokens), folder, progress)
-            evaluation = evaluate(job, replacements, texts.evaluation, progress)
-            finish(job, replacements["compressed"], {**report, "quality": quality, "evaluation": evaluation}, picked, folder)
-        remove_tree(job.work / "replaced")  # written anew by every fit
+        if world().first:
+            _write(job, replacements, texts, quality, picked, source_hash, progress)
+        world().meet()
     return recipe.output
+
+
+def _write(
+    job: Job,
+    replacements: Mapping[str, Sequence[Replacement]],
+    texts: Texts,
+    quality: Mapping[str, Any],
+    picked: Sequence[Pick],
+    source_hash: str,
+    progress: Progress,
+) -> None:
+    """Build the checkpoint beside the output, evaluate it, and put it in the output's place."""
+    made = replacements["compressed"]
+    with replacing(job.recipe.output, PART, keep=EDITABLE) as folder:
+        report = assemble(job, made, source_hash, data.token_hash(texts.calibration), folder, progress)
+        evaluation = evaluate(job, replacements, texts.evaluation, progress)
+        finish(job, made, {**report, "quality": quality, "evaluation": evaluation}, picked, folder)
+    remove_tree(job.work / "replaced")  # written anew by every fit
 
 
 def _fitted(
@@ -161,8 +182,7 @@ def second_pass(
         first_pass_of(job, source_hash).gradients,
     )
     tick = progress("refine layers" if refine else "propagate errors", len(layers))
-    batch = max(1, BATCH_TOKENS // tokens.shape[1])
-    return [replacement for layer in run.run(tokens, batch, layers, source_hash, tick) for replacement in layer]
+    return [replacement for layer in run.run(tokens, layers, source_hash, tick) for replacement in layer]
 
 
 def evaluate(

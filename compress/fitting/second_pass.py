@@ -8,8 +8,8 @@ resident; each finished layer is a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from compress.checkpoint.units import Artefact, hash_tensors, read_unit, write_u
 from compress.fitting.calibrate import Gradients
 from compress.fitting.propagate import propagate
 from compress.fitting.refine import refine
-from compress.fitting.twin import Part, Twin
+from compress.fitting.twin import Part, Twin, described, recalled
 from compress.methods.base import Replacement
-from compress.plan import ModuleSpec
+from compress.parallel.world import world
 from compress.recipe import Refinement
 from compress.stream.hidden import Hidden
 from compress.stream.model import StreamedModel
 
-FORMAT = 3  # raise when the content of the layer files changes meaning
+FORMAT = 4  # raise when the content of the layer files changes meaning
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,11 @@ class SecondPass:
     gradients: Gradients
 
     def run(
-        self, tokens: Tensor, batch: int, layers: Sequence[Sequence[Part]], source_hash: str, tick: Callable[[], None]
+        self, tokens: Tensor, layers: Sequence[Sequence[Part]], source_hash: str, tick: Callable[[], None]
     ) -> list[list[Replacement]]:
         """Replacements by layer. Finished layers of an interrupted run are taken over."""
-        original = self.model.embed(tokens, batch)
-        # A stream of its own from here on; the call arguments are the same for both.
-        compressed = Hidden([state.clone() for state in original.states], original.calls)
+        original = self.model.embed(tokens)
+        compressed = original.twin()
         out = []
         fingerprint = hash_json([FORMAT, source_hash, self.propagate_error, self.refinement])
         for index, parts in enumerate(layers):
@@ -64,7 +63,7 @@ class SecondPass:
         self, layer: nn.Module, index: int, parts: Sequence[Part], original: Hidden, compressed: Hidden, fingerprint: str
     ) -> list[Replacement]:
         file = self.work / "refined" / f"{index}.{fingerprint[:12]}.safetensors"
-        done, closed = read_unit(file, fingerprint), parts
+        done, closed = self._finished(file, fingerprint), parts
         twin = Twin(self.model, index, layer, self.storage_dtype, self.gradients, self.seed)
         if done is None and self.propagate_error:
             parts = propagate(twin, parts, original, compressed)
@@ -78,40 +77,28 @@ class SecondPass:
             note: dict[str, Any] = {}
             if self.refinement is not None and parts:
                 note = refine(twin, self.refinement, parts, inputs, original, compressed)
-            done = Artefact(_tensors(twin, parts), {"parts": [_described(p.replacement, note) for p in parts]})
-            write_unit(file, done, fingerprint)
+            done = Artefact(_tensors(twin, parts), {"parts": [described(p.replacement, note) for p in parts]})
+            if world().first:
+                write_unit(file, done, fingerprint)
         # From the artefact and the closed form in either case, so that a resumed run goes on with the same numbers.
         replacements = [
-            _finished(part.replacement, described, done.tensors)
-            for part, described in zip(closed, done.metadata["parts"], strict=True)
+            recalled(part.replacement, description, done.tensors)
+            for part, description in zip(closed, done.metadata["parts"], strict=True)
         ]
         for replacement in replacements:
             twin.install(replacement)
         compressed.advance(twin.student, index, twin.name)
         return replacements
 
+    def _finished(self, file: Path, fingerprint: str) -> Artefact | None:
+        """What an earlier run left of a layer: every process finds it, or none is to."""
+        there = world().agreed(read_unit(file, fingerprint, only=()) is not None if world().first else None)
+        return read_unit(file, fingerprint) if there else None
+
 
 def _tensors(twin: Twin, parts: Sequence[Part]) -> dict[str, Tensor]:
     state = twin.student.state_dict()
     return {name: state[twin.inside(name)].clone() for part in parts for name in part.replacement.tensors}
-
-
-def _described(replacement: Replacement, note: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON half of a finished replacement: refitting may have changed its specs."""
-    specs = [spec.model_dump(mode="json") for spec in replacement.specs]
-    return {"specs": specs, "report": [{**row, **note} for row in replacement.report]}
-
-
-def _finished(start: Replacement, described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Replacement:
-    """The replacement of a finished layer's file. Floats become float64, to be stored in the model's dtype, unless they began
-    as explicit float32.
-    """
-    specs = tuple(ModuleSpec.model_validate(spec) for spec in described["specs"])
-    mine = tuple(f"{spec.module}." for spec in specs)
-    explicit = {name for name, value in start.tensors.items() if value.dtype == torch.float32}
-    own = {name: value for name, value in tensors.items() if mine and name.startswith(mine)}
-    stored = {k: v.double() if v.is_floating_point() and k not in explicit else v for k, v in own.items()}
-    return replace(start, specs=specs, tensors=stored, report=tuple(described["report"]))
 
 
 def _identity(part: Part) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from compress.fitting.calibrate import Gradients
 from compress.fitting.units import Unit
 from compress.loading.modules import install, within
 from compress.methods.base import Method, Replacement
+from compress.plan import ModuleSpec
 from compress.stream.model import StreamedModel
 
 METRIC_DAMPING = 0.1  # of the mean gradient power: every direction of the residual stream counts a little
@@ -72,3 +74,21 @@ def output_metric(twin: Twin, parts: Sequence[Part], size: int) -> Tensor:
         return metric
     moment = gradient.second_moment
     return moment / moment.diagonal().mean() + METRIC_DAMPING * metric
+
+
+def described(replacement: Replacement, note: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON half of a refitted replacement, whose specs may be new ones; `note` goes into each row of its report."""
+    specs = [spec.model_dump(mode="json") for spec in replacement.specs]
+    return {"specs": specs, "report": [{**row, **(note or {})} for row in replacement.report]}
+
+
+def recalled(start: Replacement, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Replacement:
+    """The replacement that `described` and its tensors tell of, begun at `start`. Floats become float64, to be stored in the
+    model's dtype, unless they began as explicit float32.
+    """
+    specs = tuple(ModuleSpec.model_validate(spec) for spec in description["specs"])
+    mine = tuple(f"{spec.module}." for spec in specs)
+    explicit = {name for name, value in start.tensors.items() if value.dtype == torch.float32}
+    own = {name: value for name, value in tensors.items() if mine and name.startswith(mine)}
+    stored = {k: v.double() if v.is_floating_point() and k not in explicit else v for k, v in own.items()}
+    return replace(start, specs=specs, tensors=stored, report=tuple(description["report"]))

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from compress.parallel.lanes import Summable
 
-class Statistic(Protocol):
+
+class Statistic(Summable, Protocol):
     """update(rows, start) folds in rows (n, d) whose first row has the global token index `start`."""
 
     def update(self, rows: Tensor, start: int) -> None: ...
 
-    def tensors(self) -> dict[str, Tensor]: ...
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file keeps, and a method reads."""
+        ...
 
 
 class Moments:
@@ -82,13 +87,15 @@ class Moments:
         return {"count": torch.tensor([self.count]), "mean": self.mean, "covariance": self.covariance}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """The accumulator that `tensors` came from; it goes on in the memory of these."""
         out = cls(tensors["mean"].shape[0])
         out.count, out.mean, out._moment = int(tensors["count"]), tensors["mean"], tensors["covariance"]
         # Stored is the scatter already divided by the count.
         out._divisor = max(out.count, 1)
         return out
+
+    state, from_state = tensors, from_tensors
 
 
 class CrossMoments:
@@ -104,20 +111,90 @@ class CrossMoments:
     def update(self, rows: Tensor, targets: Tensor) -> None:
         """Fold in x (n, d) and y (n, e) of any float dtype, row by row together."""
         rows, targets = rows.to(torch.float64), targets.to(torch.float64)
-        count, before = rows.shape[0], self.input.count
         mean_x, mean_y = rows.mean(dim=0), targets.mean(dim=0)
-        delta_x, delta_y = mean_x - self.input.mean, mean_y - self.target_mean
-        # Both centred on this part's means; what the means of the parts differ by is the rank-one term.
         self._cross.addmm_((targets - mean_y).T, rows - mean_x)
+        self._shift(rows.shape[0], mean_x, mean_y)
+        self.input.update(rows)
+
+    def merge(self, other: Self) -> None:
+        """Fold in another accumulator of the same sizes; the order of merging changes only rounding."""
+        if other.input.count:
+            self._cross.add_(other._cross)
+            self._shift(other.input.count, other.input.mean, other.target_mean)
+            self.input.merge(other.input)
+
+    def _shift(self, count: int, mean_x: Tensor, mean_y: Tensor) -> None:
+        """Parts are centred on their own means: what these differ by is the rank-one term. Before `input` takes the part."""
+        before = self.input.count
+        delta_x, delta_y = mean_x - self.input.mean, mean_y - self.target_mean
         self._cross.addr_(delta_y, delta_x, alpha=before * count / (before + count))
         self.target_mean += delta_y * (count / (before + count))
-        # Last: the deltas above are against the mean before this part.
-        self.input.update(rows)
 
     @property
     def cross_covariance(self) -> Tensor:
         """E[(y − E y)(x − E x)ᵀ], (e, d)."""
         return self._cross / max(self.input.count, 1)
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it, to go on with elsewhere."""
+        return {**self.input.state(), "target_mean": self.target_mean, "cross": self._cross}
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """The accumulator that `tensors` came from; it goes on in the memory of these."""
+        out = cls(0, 0)
+        out.input = Moments.from_state(tensors)
+        out.target_mean, out._cross = tensors["target_mean"], tensors["cross"]
+        return out
+
+
+class Spread:
+    """Mean and variance of each dimension of the rows x (n, d), float64.
+
+    >>> spread = Spread(2)
+    >>> spread.update(torch.tensor([[1.0, 5.0]])); spread.update(torch.tensor([[3.0, 5.0]]))
+    >>> spread.mean.tolist(), spread.variance.tolist()
+    ([2.0, 5.0], [1.0, 0.0])
+    """
+
+    def __init__(self, size: int) -> None:
+        self.count = 0
+        self.mean = torch.zeros(size, dtype=torch.float64)
+        self._squares = torch.zeros(size, dtype=torch.float64)  # Σ (x − mean)²
+
+    def update(self, rows: Tensor, start: int = 0) -> None:
+        """Fold in rows (n, d) of any float dtype."""
+        rows = rows.to(torch.float64)
+        mean = rows.mean(dim=0)
+        self._fold(rows.shape[0], mean, (rows - mean).square().sum(dim=0))
+
+    def merge(self, other: Self) -> None:
+        """Fold in another accumulator of the same size."""
+        self._fold(other.count, other.mean, other._squares)
+
+    def _fold(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        total, delta = self.count + count, mean - self.mean
+        self._squares += squares + delta.square() * (self.count * count / total)
+        self.mean += delta * (count / total)
+        self.count = total
+
+    @property
+    def variance(self) -> Tensor:
+        """Of all rows, (d,)."""
+        return self._squares / max(self.count, 1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it: count (1,), mean (d,), squares (d,)."""
+        return {"count": torch.tensor([self.count]), "mean": self.mean, "squares": self._squares}
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """The accumulator that `tensors` came from; it goes on in the memory of these."""
+        out = cls(0)
+        out.count, out.mean, out._squares = int(tensors["count"]), tensors["mean"], tensors["squares"]
+        return out
+
+    state = tensors
 
 
 class Sample:
@@ -159,6 +236,18 @@ class Sample:
         """What a file keeps: values (≤ rows, d)."""
         return {"values": self.values}
 
+    def state(self) -> dict[str, Tensor]:
+        """All of it, to go on with elsewhere."""
+        return {"index": torch.as_tensor(self.index), **{str(start): rows for start, rows in self._kept.items()}}
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """The sample that `tensors` came from."""
+        out = cls(0, 0, seed=0)
+        out.index = tensors["index"].numpy()
+        out._kept = {int(start): rows for start, rows in tensors.items() if start != "index"}
+        return out
+
 
 class HeadMoments:
     """Σ x xᵀ / n for every head, of rows x (n, heads, size).
@@ -193,3 +282,14 @@ class HeadMoments:
     def tensors(self) -> dict[str, Tensor]:
         """What a file keeps: count (1,), second_moment (heads, size, size)."""
         return {"count": torch.tensor([self.count]), "second_moment": self.second_moment}
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it, to go on with elsewhere."""
+        return {"count": torch.tensor([self.count]), "sum": self._sum}
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """The moments that `tensors` came from; they go on in the memory of these."""
+        out = cls(0, 0)
+        out.count, out._sum = int(tensors["count"]), tensors["sum"]
+        return out

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
 
+from compress.numerics.lapack import least_squares
 from compress.progress import Log
 from compress.regression.engines import Proposal
 from compress.regression.front import Front, choose
@@ -168,6 +169,6 @@ def available(engine: EngineOptions) -> tuple[EngineOptions, list[str]]:
 
 def _affine(z: np.ndarray, y: np.ndarray) -> Proposal:
     """Least squares through the same inputs: the control of every search."""
-    weights = np.linalg.lstsq(np.column_stack([np.ones(len(z)), z]), y, rcond=None)[0]
+    weights = least_squares(np.column_stack([np.ones(len(z)), z]), y)
     terms = [["mul", ["param", i + 1], ["var", i]] for i in range(z.shape[1])]
     return ["add", ["param", 0], *terms], [float(w) for w in weights], "affine"

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress import kinds
-from compress.fitting.calibrate import BATCH_TOKENS
 from compress.loading.modules import Find, install
 from compress.methods.base import Replacement
 from compress.searching.metrics import Accuracy, Perplexity
@@ -34,7 +33,7 @@ class Split:
     ) -> None:
         self.model, self.metric = model, metric
         tokens = metric.tokens
-        self._hidden = model.embed(tokens, max(1, BATCH_TOKENS // tokens.shape[1]))
+        self._hidden = model.embed(tokens, model.compute.pieces(*tokens.shape))
         self._boundaries = Boundaries(folder, self._hidden)
         model.load_head()
         for index in range(model.n_layers):

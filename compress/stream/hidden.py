@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -12,7 +13,11 @@ from torch import Tensor, nn
 
 from compress.checkpoint.disk import make, remove_tree
 from compress.checkpoint.shards import save_tensors
+from compress.parallel.lanes import MicroBatch, Summable, Tree
+from compress.parallel.world import world
 from compress.stream.taps import Collector
+
+S = TypeVar("S", bound=Summable)
 
 
 class NotFiniteError(ValueError):
@@ -24,18 +29,49 @@ def leaving(out: Tensor | tuple[Tensor, ...]) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
+Calls = dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]]  # (windows, length) → arguments of each layer
+
+
 class Hidden:
-    """Hidden states of all calibration tokens at one depth, in batches, with the layers' call arguments by batch shape."""
+    """Hidden states of this process's windows at one depth, by micro-batch, with the layers' call arguments by shape."""
 
     def __init__(
-        self, states: list[Tensor], calls: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]]
+        self, states: list[Tensor], calls: Calls, pieces: Sequence[MicroBatch], shape: tuple[int, int, int], own: range
     ) -> None:
-        self.states = states  # (batch, length, d_model) each
+        self.states = states  # (windows, length, d_model) each
         self.calls = calls
+        self.pieces = pieces  # which windows each of the states is
+        self.windows, self.length, self.size = shape  # of all processes; d_model
+        self.own = own  # lanes
 
     @property
     def tokens(self) -> int:
-        return sum(s.shape[0] * s.shape[1] for s in self.states)
+        """Of all processes."""
+        return self.windows * self.length
+
+    def twin(self) -> Hidden:
+        """A stream of its own from here on, with the same call arguments."""
+        shape = self.windows, self.length, self.size
+        return Hidden([state.clone() for state in self.states], self.calls, self.pieces, shape, self.own)
+
+    def by_lane(self) -> Iterator[tuple[int, list[int]]]:
+        """(lane, positions of its states), in order."""
+        for lane, positions in itertools.groupby(range(len(self.states)), lambda position: self.pieces[position].lane):
+            yield lane, list(positions)
+
+    def summed(self, kind: type[S], of: Callable[[list[int]], S]) -> S:
+        """The sum over all lanes, here and in the other processes, of what `of` makes of one lane's positions."""
+        tree: Tree[S] = Tree(self.own)
+        for lane, positions in self.by_lane():
+            tree.add(lane, of(positions))
+        total = world().total(tree, kind)
+        assert total is not None  # there is a window
+        return total
+
+    def call(self, layer: nn.Module, index: int, state: Tensor) -> Tensor:
+        """What a layer makes of one micro-batch."""
+        args, kwargs = self.calls[tuple(state.shape[:2])][index]
+        return leaving(layer(state, *args, **kwargs))
 
     def through(self, layer: nn.Module, index: int) -> Callable[[Tensor], Tensor]:
         """A layer as a function of hidden states (windows, length, d_model) of any number of windows."""
@@ -57,20 +93,20 @@ class Hidden:
         tick: Callable[[], None] | None = None,
     ) -> None:
         """Run every batch through the resident layer, in place. Raises NotFiniteError naming the layer."""
-        start = 0
-        for position, state in enumerate(self.states):
-            args, kwargs = self.calls[tuple(state.shape[:2])][index]
+        for lane, positions in self.by_lane():
+            for position in positions:
+                if statistics is not None:
+                    statistics.start = self.pieces[position].windows.start * self.length
+                out = self.call(layer, index, self.states[position])
+                if not bool(torch.isfinite(out).all()):
+                    raise NotFiniteError(
+                        f"{name}: NaN or Inf activations in calibration batch {position}; use dtype float32 or other text"
+                    )
+                self.states[position] = out
+                if tick is not None:
+                    tick()
             if statistics is not None:
-                statistics.start = start
-            out = leaving(layer(state, *args, **kwargs))
-            if not bool(torch.isfinite(out).all()):
-                raise NotFiniteError(
-                    f"{name}: NaN or Inf activations in calibration batch {position}; use dtype float32 or other text"
-                )
-            self.states[position] = out
-            start += state.shape[0] * state.shape[1]
-            if tick is not None:
-                tick()
+                statistics.close_lane(lane)
 
     def retreat(
         self,
@@ -84,16 +120,15 @@ class Hidden:
 
         `gradients` is replaced in place by those entering the layer.
         """
-        start = 0
-        for position, state in enumerate(self.states):
-            args, kwargs = self.calls[tuple(state.shape[:2])][index]
-            statistics.start = start
-            leaf = state.detach().requires_grad_()
-            out = leaving(layer(leaf, *args, **kwargs))
-            (gradients[position],) = torch.autograd.grad(out, leaf, gradients[position])
-            start += state.shape[0] * state.shape[1]
-            if tick is not None:
-                tick()
+        for lane, positions in self.by_lane():
+            for position in positions:
+                statistics.start = self.pieces[position].windows.start * self.length
+                leaf = self.states[position].detach().requires_grad_()
+                out = self.call(layer, index, leaf)
+                (gradients[position],) = torch.autograd.grad(out, leaf, gradients[position])
+                if tick is not None:
+                    tick()
+            statistics.close_lane(lane)
 
 
 def _for_windows(value: Any, count: int) -> Any:

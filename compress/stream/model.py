@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from compress.architecture import Architecture, architecture
 from compress.checkpoint.source import TensorSource
-from compress.stream.hidden import Hidden, NotFiniteError
+from compress.compute import Compute
+from compress.parallel.lanes import MicroBatch
+from compress.parallel.world import world
+from compress.stream.hidden import Calls, Hidden, NotFiniteError
+
+LOGITS_ELEMENTS = 2**26  # logits held at a time, at most: 256 MiB in float32
 
 
 class _Inject(nn.Module):
@@ -52,7 +57,9 @@ class StreamedModel:
     Weights are computed with in `dtype` (float32 by default, whatever the checkpoint stores), one decoder layer at a time.
     """
 
-    def __init__(self, shards: TensorSource, config: Any, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, shards: TensorSource, config: Any, dtype: torch.dtype = torch.float32, compute: Compute | None = None
+    ) -> None:
         from accelerate import init_empty_weights
         from transformers import AutoModelForCausalLM
 
@@ -62,6 +69,7 @@ class StreamedModel:
         self.architecture: Architecture = architecture(config.model_type)
         self.shards = shards
         self.dtype = dtype
+        self.compute = compute or Compute()
         with init_empty_weights(include_buffers=False):
             self.model: Any = AutoModelForCausalLM.from_config(self.config, dtype=dtype).eval()
         self._missing_prefix = self._find_prefix()
@@ -133,22 +141,29 @@ class StreamedModel:
                 self._load(module, stored, f"{name}.")
 
     @torch.no_grad()
-    def embed(self, tokens: Tensor, batch: int) -> Hidden:
-        """Tokens (n, length) → hidden states before layer 0 and what each layer is called with."""
+    def embed(self, tokens: Tensor, pieces: Sequence[MicroBatch] | None = None) -> Hidden:
+        """Tokens (windows, length) → hidden states before layer 0 and what each layer is called with; of the micro-batches that
+        this process owns, or of `pieces`.
+        """
+        windows, length = tokens.shape
+        pieces = self.compute.own_pieces(windows, length) if pieces is None else pieces
         self._load_named(self._outside_layers())
         recorders = [_Recorder(layer) for layer in self.layers]
         base = self.model.get_submodule(self.architecture.base_prefix)
         states: list[Tensor] = []
-        calls: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        calls: Calls = {}
         with self._layers_as(recorders):
-            for part in tokens.split(batch):
+            # Where no window is this process's, one tells what layers are called with.
+            for piece in pieces or [MicroBatch(0, slice(0, 1))]:
+                part = tokens[piece.windows]
                 base(input_ids=part, use_cache=False)
                 states.append(recorders[0].hidden.clone())
                 if tuple(part.shape) not in calls:
                     calls[tuple(part.shape)] = [r.call or ((), {}) for r in recorders]
         for name in self._outside_layers():
             _release(self.model.get_submodule(name))
-        return Hidden(states, calls)
+        shape = windows, length, states[0].shape[-1]
+        return Hidden(states[: len(pieces)], calls, pieces, shape, world().owned(self.compute.lanes))
 
     @contextmanager
     def _layers_as(self, layers: Sequence[nn.Module]) -> Iterator[None]:
@@ -184,38 +199,51 @@ class StreamedModel:
             return self.model(input_ids=tokens, use_cache=False).logits
 
     def gradients_at_top(self, hidden: Hidden, tokens: Tensor) -> list[Tensor]:
-        """∂ Σ nll / ∂ hidden states after the last layer, in the batches of its states."""
+        """∂ Σ nll / ∂ hidden states after the last layer, by micro-batch."""
         self.load_head()
-        out = []
-        parts = tokens.split([s.shape[0] for s in hidden.states])
-        for position, (state, part) in enumerate(zip(hidden.states, parts, strict=True)):
-            leaf = state.detach().requires_grad_()
-            logits = self.logits_from(leaf, part)
-            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum")
-            if not bool(torch.isfinite(loss)):
-                raise ValueError(f"the loss of calibration batch {position} is not finite; use dtype float32 or other text")
-            (gradient,) = torch.autograd.grad(loss, leaf)
-            out.append(gradient)
+        out: list[Tensor] = []
+        for piece, state in zip(hidden.pieces, hidden.states, strict=True):
+            parts: list[Tensor] = []
+            for some, ids in self._for_the_head(state, tokens[piece.windows]):
+                leaf = some.detach().requires_grad_()
+                loss = self._losses(leaf, ids).sum()
+                if not bool(torch.isfinite(loss)):
+                    raise ValueError(
+                        f"the loss of calibration windows from {piece.windows.start} on is not finite; use dtype float32 or "
+                        "other text"
+                    )
+                parts += torch.autograd.grad(loss, leaf)
+            out.append(torch.cat(parts))
         self._release_head()
         return out
 
     @torch.no_grad()
     def nll_at_top(self, hidden: Hidden, tokens: Tensor) -> float:
-        """Mean loss in nats per predicted token, of hidden states after the last layer.
+        """Mean loss in nats per predicted token, of hidden states after the last layer; over the windows of all processes.
 
         Raises NotFiniteError where the logits are not finite.
         """
         self.load_head()
-        total = 0.0
-        for state, part in zip(hidden.states, tokens.split([s.shape[0] for s in hidden.states]), strict=True):
-            logits = self.logits_from(state, part)
-            total += float(
-                nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum")
-            )
+        by_window: list[float] = []
+        for piece, state in zip(hidden.pieces, hidden.states, strict=True):
+            for some, ids in self._for_the_head(state, tokens[piece.windows]):
+                by_window += self._losses(some, ids).double().sum(dim=1).tolist()
         self._release_head()
+        # Exactly rounded: whatever order the processes' windows come in.
+        total = math.fsum(loss for losses in world().everyone(by_window) for loss in losses)
         if not math.isfinite(total):
             raise NotFiniteError("the loss is NaN or infinite")
         return total / (tokens.shape[0] * (tokens.shape[1] - 1))
+
+    def _losses(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """nll of every prediction of hidden states after the last layer, (windows, length − 1) float32."""
+        logits, wanted = self.logits_from(hidden, tokens)[:, :-1], tokens[:, 1:]
+        return nn.functional.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="none").view(wanted.shape)
+
+    def _for_the_head(self, state: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """A micro-batch in parts whose logits are of bounded size."""
+        together = max(1, LOGITS_ELEMENTS // (tokens.shape[1] * int(self.config.vocab_size)))
+        yield from zip(state.split(together), tokens.split(together), strict=True)
 
     def _release_head(self) -> None:
         """Drop what `load_head` made resident."""

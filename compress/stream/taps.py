@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from compress.architecture import Architecture
 from compress.methods.base import Need
 from compress.numerics.statistics import HeadMoments, Moments, Sample, Statistic
+from compress.parallel.lanes import Tree
+from compress.parallel.world import world
 from compress.stream.attention_tap import Residuals
 
 
@@ -17,15 +19,23 @@ class Collector:
     """Hooks on one resident layer that feed the statistics some needs ask for; equal needs share one accumulator."""
 
     def __init__(
-        self, needs: Iterable[Need], layer: nn.Module, prefix: str, total_rows: int, architecture: Architecture
+        self,
+        needs: Iterable[Need],
+        layer: nn.Module,
+        prefix: str,
+        total_rows: int,
+        architecture: Architecture,
+        own: range,  # lanes
     ) -> None:
         self.start = 0
-        self.values: dict[Need, Statistic] = {}
+        self.values: dict[Need, Statistic] = {}  # of the lane at hand, and in the end of all
+        self._own = own
+        self._trees: dict[Need, Tree[Statistic]] = {}
         self._inputs: dict[str, Tensor] = {}
         self._handles = []
         self._architecture = architecture
         self._prefix = prefix
-        canonical = sorted({self.canonical(n) for n in needs}, key=repr)
+        canonical = self._needs = sorted({self.canonical(n) for n in needs}, key=repr)
         modules = dict(layer.named_modules())
         for need in canonical:
             read = modules[need.input_of.removeprefix(prefix)]
@@ -56,15 +66,22 @@ class Collector:
         """Elements of the statistics behind some needs."""
         return sum(t.numel() for need in needs for t in self[need].tensors().values())
 
-    def keep(self, needs: Iterable[Need]) -> None:
-        """Forget all statistics but those behind these needs."""
-        wanted = {self.canonical(need) for need in needs}
-        self.values = {need: value for need, value in self.values.items() if need in wanted}
+    def close_lane(self, lane: int) -> None:
+        """All micro-batches of a lane have passed."""
+        for need, value in self.values.items():
+            self._trees.setdefault(need, Tree(self._own)).add(lane, value)
+        self.values.clear()
 
     def close(self) -> None:
+        """All lanes have passed, here and in the other processes: from now on `values` are the sums over all of them."""
         for handle in self._handles:
             handle.remove()
         self._inputs.clear()
+        for need in self._needs:
+            tree = self._trees.pop(need, None) or Tree(self._own)
+            total = world().total(tree, _KINDS[need.statistic])
+            if total is not None:
+                self.values[need] = total
 
     def _update(self, need: Need, rows: Tensor, total_rows: int, start: int | None = None) -> None:
         if need not in self.values:
@@ -104,3 +121,6 @@ class Collector:
             output.register_hook(lambda g: self._update(need, g.reshape(-1, g.shape[-1]), total_rows, start))
 
         return hook
+
+
+_KINDS: Mapping[str, type[Statistic]] = {"moments": Moments, "gradient": Moments, "sample": Sample, "residual": HeadMoments}

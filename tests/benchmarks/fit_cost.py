@@ -19,9 +19,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from compress.compute import BATCH_TOKENS
 from compress.fitting import run
 from compress.fitting.assemble import load_variant
-from compress.fitting.calibrate import BATCH_TOKENS
 from compress.fitting.decide import first_pass_of, replacements_of
 from compress.fitting.job import Job, prepare, source_hash_of, tokens_of
 from compress.progress import silent

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from compress.checkpoint.units import Spilled, hash_tensors
+from compress.checkpoint.units import Artefact, Spilled, hash_tensors, write_unit
 
 
 def test_spilled_tensors_are_a_mapping(tmp_path):
     tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.bfloat16)}
-    spilled = Spilled(tmp_path / "tensors.safetensors", tensors)
+    write_unit(tmp_path / "tensors.safetensors", Artefact(tensors, {"said": 1}), "source")
+    spilled = Spilled(tmp_path / "tensors.safetensors")
+    assert spilled.metadata == {"said": 1}
     assert list(spilled) == ["a", "b"]
     assert "c" not in spilled
     assert spilled.get("c") is None

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from compress.fitting import propagate as propagation
 from compress.fitting import run
 from compress.fitting.acceptance import Acceptance
+from compress.parallel.lanes import MicroBatch
 from compress.stream.hidden import Hidden
 
 
@@ -78,7 +79,8 @@ def test_what_a_layer_misses_is_relative_to_each_token():
     """Of two held-out tokens one is a thousand times larger, and half of each is missed: a quarter, squared."""
     layer, student = torch.nn.Identity(), torch.nn.Identity()
     states = torch.tensor([[[2.0, 0.0], [0.0, 2000.0]]])
-    original, compressed = (Hidden([s], {(1, 2): [((), {})]}) for s in (states, states / 2))
+    whole = {"pieces": [MicroBatch(0, slice(0, 1))], "shape": (1, 2, 2), "own": range(1)}
+    original, compressed = (Hidden([s], {(1, 2): [((), {})]}, **whole) for s in (states, states / 2))
     twin = SimpleNamespace(layer=layer, student=student, index=0, model=SimpleNamespace(dtype=torch.float32))
     assert propagation.missed(twin, torch.eye(2), original, compressed) == pytest.approx(0.25)
     # A direction that costs nothing is not missed.

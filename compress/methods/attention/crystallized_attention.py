@@ -15,6 +15,7 @@ from compress.checkpoint.units import Artefact
 from compress.kinds.crystallized_attention import Crystallized
 from compress.methods.base import Group, Material, Method, Need, Preview, Replacement
 from compress.numerics.conventions import damping
+from compress.numerics.lapack import eigvalsh
 from compress.numerics.linalg import factorize
 from compress.numerics.statistics import HeadMoments, Moments
 
@@ -85,7 +86,7 @@ class CrystallizedAttention(Method):
             "back": torch.stack([b[1] for b in bases]),
             "spectrum": torch.stack([b[2] for b in bases]),
             # Of the residuals as they are, whatever metric chose the basis: this one is for the report.
-            "residual_spectrum": torch.linalg.eigvalsh(moments).flip(1).clamp_min(0),
+            "residual_spectrum": eigvalsh(moments).flip(1).clamp_min(0),
         }
         # `replace` reads nothing but the artefact, and folds the basis into these.
         own = {name: value for name, value in material.weights.items() if name.startswith(attention + ".")}

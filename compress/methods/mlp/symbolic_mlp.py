@@ -17,6 +17,7 @@ from compress.methods.base import Group, Material, Need, Preview, Replacement, S
 from compress.methods.mlp._searched import Searched
 from compress.methods.mlp._shared import chain_tensors, mlp_chain, mlp_parameters, parameters_before
 from compress.numerics.conventions import signed
+from compress.numerics.lapack import least_squares
 from compress.numerics.linalg import principal_components
 from compress.numerics.statistics import Moments, Sample
 from compress.regression.front import Front
@@ -182,6 +183,6 @@ def _standardise(latents: Tensor, cut: int) -> tuple[Tensor, Tensor, Tensor]:
 def _affine_r2(z: np.ndarray, y: np.ndarray, cut: int) -> list[float]:
     """Held-out R² of least squares through the same latents, the control of every expression."""
     design = np.column_stack([np.ones(len(z)), z])
-    weights = np.linalg.lstsq(design[:cut], y[:cut], rcond=None)[0]
+    weights = least_squares(design[:cut], y[:cut])
     error = ((y[cut:] - design[cut:] @ weights) ** 2).mean(axis=0)
     return (1 - error / y[cut:].var(axis=0).clip(1e-300)).tolist()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compress.numerics.lapack import least_squares
 from compress.regression.engines import Proposal, Search
 from compress.symbolic.compile import compile_program
 from compress.symbolic.evaluate import certify, evaluate_numpy
@@ -51,7 +52,7 @@ def prepare(z: np.ndarray, options: EngineOptions) -> Search:
         for size in sorted({min(s, len(order)) for s in (*_SIZES, len(order))} - {0}):
             chosen = order[:size]
             # Divided by the norms, with the centres in the constant, these are the weights of the terms themselves.
-            weights = np.linalg.lstsq(columns[:, chosen], y - y.mean(), rcond=None)[0] / scale[chosen]
+            weights = least_squares(columns[:, chosen], y - y.mean()) / scale[chosen]
             terms = [["mul", ["param", k], trees[j]] for k, j in enumerate(chosen)]
             offset = float(y.mean() - weights @ centre[chosen])
             numbers = [float(w) for w in weights]

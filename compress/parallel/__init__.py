@@ -1,0 +1,13 @@
+"""Several processes on one fit: who computes what, and sums that come out the same whoever did.
+
+in: windows of tokens, values by lane; out: the same bytes for any number of processes. See ../../docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def several() -> bool:
+    """Whether torchrun started this process as one of several; known before anything is joined."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
