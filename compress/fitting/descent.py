@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from compress.numerics.lapack import one_thread
 from compress.parallel.lanes import Tree
 from compress.parallel.world import world
 
@@ -49,11 +51,23 @@ class _Gradients:
             value.add_(more)
 
 
-def gradients_of(parameters: Sequence[nn.Parameter], by_lane: Iterable[tuple[int, Tensor]], lanes: int) -> Sequence[Tensor]:
-    """The gradient of the sum of the lanes' losses, (lane, loss) each: summed by the tree, the same in every process."""
+def gradients_of(
+    parameters: Sequence[nn.Parameter], losses: Mapping[int, Callable[[], Tensor]], lanes: int
+) -> Sequence[Tensor]:
+    """The gradient of the sum of the lanes' losses, by lane: summed by the tree, the same in every process.
+
+    Lanes are worked on side by side, each on one thread: a gradient of few rows, as that of a factor of low rank, would differ
+    in its last bits with the number of threads.
+    """
+
+    def of(loss: Callable[[], Tensor]) -> _Gradients:
+        with one_thread():
+            return _Gradients(torch.autograd.grad(loss(), parameters))
+
     tree: Tree[_Gradients] = Tree(world().owned(lanes))
-    for lane, loss in by_lane:
-        tree.add(lane, _Gradients(torch.autograd.grad(loss, parameters)))
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for lane, gradients in zip(losses, threads.map(of, losses.values()), strict=True):
+            tree.add(lane, gradients)
     total = world().total(tree, _Gradients)
     assert total is not None  # some lane has a window
     return total.values
@@ -63,7 +77,8 @@ def descend(optimiser: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
     """One step along the clipped gradient."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-    nn.utils.clip_grad_norm_(parameters, CLIP)
+    with one_thread():  # a sum over all elements at once is cut by the number of threads
+        nn.utils.clip_grad_norm_(parameters, CLIP)
     optimiser.step()
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from compress import data
 from compress.checkpoint.files import hash_json
-from compress.checkpoint.units import Artefact, read_unit, write_unit
+from compress.checkpoint.units import Artefact, hash_tensors, read_unit, write_unit
 from compress.fitting.assemble import load_variant
 from compress.fitting.descent import copies, descend, drawn, gradients_of, held_out_split, mean_over_all, put_back
 from compress.methods.base import Replacement
@@ -71,7 +72,6 @@ def finetune(
     pieces = model.compute.own_pieces(*tokens.shape)
     optimiser = torch.optim.Adam(parameters, lr=options.lr)
     fingerprint = hash_json(
-        # The sums stand for the values that the run starts from.
         [
             FORMAT,
             model.shards.fingerprint(),  # the teacher
@@ -79,7 +79,7 @@ def finetune(
             options.model_dump(),
             seed,
             sorted(trained),
-            [float(p.detach().sum()) for p in parameters],
+            hash_tensors({name: parameter.detach() for name, parameter in trained.items()}),
         ]
     )
     file = folder / f"{fingerprint[:12]}.safetensors"
@@ -123,13 +123,19 @@ def _schedule(progress: float) -> float:
 
 def _losses(
     teacher: Any, student: Any, tokens: Tensor, rows: Tensor, pieces: Sequence[MicroBatch]
-) -> Iterator[tuple[int, Tensor]]:
-    """(lane, its share of the mean KL over the windows `rows`), for each lane of this process that has any."""
+) -> dict[int, Callable[[], Tensor]]:
+    """The share in the mean KL over the windows `rows` of each lane of this process that has any of them."""
+
+    def share(mine: Tensor) -> Tensor:
+        return _divergence(teacher, student, tokens[mine]).sum() / len(rows)
+
+    out: dict[int, Callable[[], Tensor]] = {}
     for lane, group in itertools.groupby(pieces, lambda piece: piece.lane):
         own = list(group)
         mine = rows[(rows >= own[0].windows.start) & (rows < own[-1].windows.stop)]
         if len(mine):
-            yield lane, _divergence(teacher, student, tokens[mine]).sum() / len(rows)
+            out[lane] = partial(share, mine)
+    return out
 
 
 def _divergence(teacher: Any, student: Any, rows: Tensor) -> Tensor:

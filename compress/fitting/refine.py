@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,8 +81,9 @@ class _Windows:
     layer: Callable[[Tensor], Tensor]
     root: Tensor
 
-    def losses(self, rows: Tensor, anchored: Tensor, shares: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """(lane, Σ share · loss over its windows among `rows`), for each lane that has any; anchored ones read clean states."""
+    def losses(self, rows: Tensor, anchored: Tensor, shares: Tensor) -> dict[int, Callable[[], Tensor]]:
+        """Σ share · loss over the windows among `rows` of each lane that has any; anchored ones read clean states."""
+        out: dict[int, Callable[[], Tensor]] = {}
         for lane, positions in self.wanted.by_lane():
             read: list[Tensor] = []
             wanted: list[Tensor] = []
@@ -94,8 +96,12 @@ class _Windows:
                     wanted.append(self.wanted.states[position][row])
                     share.append(shares[at])
             if read:
-                errors = self._errors(torch.stack(read), torch.stack(wanted))
-                yield lane, errors @ torch.stack(share).to(errors)
+                out[lane] = partial(self._loss, torch.stack(read), torch.stack(wanted), torch.stack(share))
+        return out
+
+    def _loss(self, read: Tensor, wanted: Tensor, share: Tensor) -> Tensor:
+        errors = self._errors(read, wanted)
+        return errors @ share.to(errors)
 
     @torch.no_grad()
     def held_out(self, held: Tensor) -> list[float]:

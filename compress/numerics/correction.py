@@ -35,7 +35,8 @@ class Target:
         # What the means alone are off by.
         rest = self.weight @ moments.target_mean + self.bias - weight @ moments.input.mean - bias
         weighed = self.weighed(weight)
-        return float((fitted * weighed).sum() + rest @ self.weighed(rest))
+        # Over one dimension, then the other: a sum over all elements at once is cut by the number of threads.
+        return float((fitted * weighed).sum(dim=0).sum() + rest @ self.weighed(rest))
 
     def weighed(self, value: Tensor) -> Tensor:
         """metric @ value."""

@@ -87,10 +87,10 @@ class PruneChannels(MLPMethod):
         # The bias keeps the mean output: b + W mean − W' mean_kept.
         offset = weight @ moments.mean - refitted @ moments.mean[kept]
         # Unweighted, whatever chose the channels: the share of the output's variance that is lost.
-        total = float((weight @ moments.covariance * weight).sum())
+        total = float((weight @ moments.covariance * weight).sum(dim=0).sum())
         difference = weight.clone()
         difference[:, kept] -= refitted
-        error = float((difference @ moments.covariance * difference).sum())
+        error = float((difference @ moments.covariance * difference).sum(dim=0).sum())
         tensors = {"kept": kept, "down.weight": refitted, "down.bias": offset if bias is None else offset + bias}
         for role in architecture.mlp_roles[:-1]:
             rows, row_bias = material.linear(architecture.module(layer, role))
