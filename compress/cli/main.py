@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ EXIT_CODES = (
     "given; 3 the machine (disk, memory, permission, another run on the output); 70 a bug of ours; 130 interrupted."
 )
 
+_LOST = "failed: another process of this run has ended; finished units are kept: run the same command again to continue"
 _SEVERAL = ("fit",)  # commands that several processes may share
 
 
@@ -41,6 +43,7 @@ app.add_typer(recipes_app, name="recipes")
 measure.add_to(app)
 surrogates.add_to(app)
 
+_LOST = "failed: another process of this run has ended; finished units are kept: run the same command again to continue"
 _SEVERAL = ("fit",)  # commands that several processes may share
 
 # Typer's usage errors: click's ClickException, or that of the click inside newer versions of Typer.
@@ -52,6 +55,8 @@ def main() -> None:
     # Whatever process is started from here on (inductor's compilers among them) imports nothing from the working folder.
     os.environ["PYTHONSAFEPATH"] = "1"
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    if several():
+        signal.signal(signal.SIGTERM, _stopped)
     try:
         code = app(standalone_mode=False)  # the code of an Exit, 130 for an interruption, or what the command returns
         if several() and not code:
@@ -83,6 +88,13 @@ def _is_to_tell(text: str) -> bool:
         return world().failed(text)
     except Exception:  # not even joined, or the store is gone with the process that kept it
         return int(os.environ.get("RANK", "0")) == 0
+
+
+def _stopped(*_: object) -> None:
+    """torchrun ends all processes when one of them has ended."""
+    if _is_to_tell(_LOST):
+        print(_LOST, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _leave() -> None:

@@ -22,7 +22,7 @@ def check_alike(job: Job, source_hash: str) -> None:
     """Raises ValueError that names what a process has otherwise than the first."""
     mine = {
         "the model's weights": job.model.shards.fingerprint(),
-        "the recipe": hash_json(job.recipe.model_dump(mode="json")),
+        "the recipe": hash_json(job.recipe.model_dump(mode="json", exclude={"model"})),
         "the calibration tokens": source_hash,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -25,6 +25,7 @@ from compress.parallel.lanes import Summable, Tree, handings, owned
 T = TypeVar("T", bound=Summable)
 Tensors = Mapping[str, Tensor]
 
+POLL = 0.002  # seconds between two looks for what another process says
 BEAT = 2.0  # seconds between the signs of life of a process
 LOST = 60.0  # seconds without one after which it counts as dead
 PATIENCE = timedelta(hours=12)  # the longest that a message may be waited for: processes wait in `share`, which watches beats
@@ -147,7 +148,7 @@ class Ranks(World):
             self._store.add(f"{key}/done", 1)
         while self._store.add(f"{key}/done", 0) < count:
             self._watch()
-            time.sleep(0.02)
+            time.sleep(BEAT / 20)
 
     def everyone(self, value: Any) -> list[Any]:
         key = self._key("everyone")
@@ -189,12 +190,13 @@ class Ranks(World):
 
     def _read(self, key: str) -> Any:
         """What some process says under a key, as soon as it does."""
-        while True:
-            try:
-                self._store.wait([key], timedelta(seconds=1))
-                return json.loads(self._store.get(key))
-            except self._distributed.DistStoreError:  # not said yet
+        looked = time.monotonic()
+        while not self._store.check([key]):
+            time.sleep(POLL)
+            if time.monotonic() - looked > BEAT:
                 self._watch()
+                looked = time.monotonic()
+        return json.loads(self._store.get(key))
 
     def _send(self, value: Tensors, to: int) -> None:
         from safetensors.torch import save
