@@ -16,7 +16,7 @@ from compress.reading.overrides import set_value
 from compress.recipe import Recipe, load_recipe, parse_recipe
 
 METHODS = ", ".join(methods.names())
-TOP = "model, calibration, steps, propagate_error, refine, finetune, keep_dense_if_slower, evaluation, output, seed"
+TOP = "model, calibration, steps, propagate_error, refine, finetune, keep_dense_if_slower, evaluation, compute, output, seed"
 
 
 def plain(**changes):

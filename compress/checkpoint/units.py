@@ -26,6 +26,7 @@ class Artefact:
 
     def __post_init__(self) -> None:
         # As it will be read back: whoever goes on with it now writes what a resumed run would write.
+        object.__setattr__(self, "tensors", {name: tensor.cpu() for name, tensor in self.tensors.items()})
         object.__setattr__(self, "metadata", json.loads(json.dumps(self.metadata, sort_keys=True)))
 
 

@@ -43,8 +43,8 @@ def mlp_means(model: Any, tokens: Tensor, layers: Sequence[int]) -> dict[int, Te
 
     def adder(layer: int) -> Callable[..., None]:
         def hook(_: nn.Module, __: object, output: Tensor) -> None:
-            # Summed in float64, whatever the model computes in, and kept on the CPU.
-            total = output.reshape(-1, output.shape[-1]).sum(dim=0, dtype=torch.float64).cpu()
+            # Summed in float64, whatever the model computes in, and on the CPU: MPS has none.
+            total = output.reshape(-1, output.shape[-1]).cpu().sum(dim=0, dtype=torch.float64)
             sums[layer] = sums.get(layer, torch.zeros_like(total)) + total
 
         return hook

@@ -149,6 +149,6 @@ def _replaced(
         return inside(module) if module.startswith(f"{name}.") else owners[module]
 
     tensors = {key: r.tensors[key] for r in replacements for key in r.tensors if key.startswith(f"{name}.")}
-    install(specs, tensors, find=find, put=put, stored_in=storage_dtype(model), computed_in=model.dtype)
+    install(specs, tensors, find=find, put=put, stored_in=storage_dtype(model), computed_in=model.dtype, device=model.device)
     owners |= {spec.module: inside(spec.module) for spec in specs if spec.module in owners}
     return student

@@ -46,6 +46,9 @@ class _Gradients:
     def from_state(cls, tensors: Mapping[str, Tensor]) -> _Gradients:
         return cls([tensors[name] for name in sorted(tensors)])
 
+    def settle(self) -> None:
+        """They stay where the parameters are: the next step is taken there."""
+
     def merge(self, other: _Gradients) -> None:
         for value, more in zip(self.values, other.values, strict=True):
             value.add_(more)
@@ -65,7 +68,8 @@ def gradients_of(
             return _Gradients(torch.autograd.grad(loss(), parameters))
 
     tree: Tree[_Gradients] = Tree(world().owned(lanes))
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+    # A device has one queue: there lanes follow each other.
+    with ThreadPoolExecutor(torch.get_num_threads() if parameters[0].device.type == "cpu" else 1) as threads:
         for lane, gradients in zip(losses, threads.map(of, losses.values()), strict=True):
             tree.add(lane, gradients)
     total = world().total(tree, _Gradients)
@@ -76,7 +80,7 @@ def gradients_of(
 def descend(optimiser: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
     """One step along the clipped gradient."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        parameter.grad = gradient.to(parameter.device)  # from another process it comes to the host
     with one_thread():  # a sum over all elements at once is cut by the number of threads
         nn.utils.clip_grad_norm_(parameters, CLIP)
     optimiser.step()

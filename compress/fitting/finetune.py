@@ -62,7 +62,7 @@ def finetune(
     the start included. The state is kept in `folder`: an interrupted run goes on from its last measurement and ends with the
     same bytes.
     """
-    teacher, student = load_variant(model, []), load_variant(model, replacements)
+    teacher, student = (load_variant(model, some).to(model.device) for some in ([], replacements))
     # Empty tensors hold a place; integers are indices.
     names = {name for r in replacements for name, value in r.tensors.items() if value.is_floating_point() and value.numel()}
     student.requires_grad_(False)
@@ -140,6 +140,7 @@ def _losses(
 
 def _divergence(teacher: Any, student: Any, rows: Tensor) -> Tensor:
     """KL(teacher‖student) of the next-token distributions, nats per token, of each of `rows` (windows, length)."""
+    rows = rows.to(student.device)
     with torch.no_grad():
         wanted = teacher(input_ids=rows, use_cache=False).logits.log_softmax(-1)
     given = student(input_ids=rows, use_cache=False).logits.log_softmax(-1)
@@ -156,7 +157,7 @@ def _held_out(teacher: Any, student: Any, tokens: Tensor, held: Tensor, pieces: 
     for piece in pieces:
         mine = held[(held >= piece.windows.start) & (held < piece.windows.stop)].sort().values
         if len(mine):
-            by_window += _divergence(teacher, student, tokens[mine]).double().tolist()
+            by_window += _divergence(teacher, student, tokens[mine]).tolist()
     return mean_over_all(by_window)
 
 

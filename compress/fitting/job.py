@@ -122,6 +122,4 @@ def tokens_of(job: Job) -> Tensor:
 def source_hash_of(job: Job, tokens: Tensor | None = None) -> str:
     """What every unit depends on: the model's files, the calibration tokens, the seed, and the order that sums are made in."""
     tokens = tokens_of(job) if tokens is None else tokens
-    return hash_json(
-        [job.model.shards.fingerprint(), data.token_hash(tokens), job.recipe.seed, job.recipe.compute.model_dump()]
-    )
+    return hash_json([job.model.shards.fingerprint(), data.token_hash(tokens), job.recipe.seed, job.recipe.compute.order()])

@@ -72,17 +72,17 @@ def missed(twin: Twin, metric: Tensor, original: Hidden, compressed: Hidden) -> 
     """What leaves the student against what leaves the original layer: (h' − h)ᵀ metric (h' − h) / ‖h‖², mean over the tokens of
     the held-out windows. A norm follows, so that every token counts alike, however large it is.
     """
-    metric = metric.to(twin.model.dtype)
+    metric = metric.to(twin.model.dtype).to(twin.model.device)
     before, after = original.through(twin.layer, twin.index), compressed.through(twin.student, twin.index)
     by_window: list[float] = []
     held_out = held_out_windows(original.windows)
-    for piece, clean, shifted in zip(original.pieces, original.states, compressed.states, strict=True):
+    for piece, clean, shifted in zip(original.pieces, original.read(), compressed.read(), strict=True):
         held = held_out[piece.windows]
         if held.any():
             wanted = before(clean[held])
             off = after(shifted[held]) - wanted
             share = ((off @ metric) * off).sum(-1) / wanted.square().sum(-1).clamp_min(1e-30)
-            by_window += share.double().mean(-1).tolist()
+            by_window += share.cpu().double().mean(-1).tolist()
     return mean_over_all(by_window)
 
 
@@ -94,6 +94,10 @@ class Stage:
 
     fitted_on: CrossMoments
     held_out: CrossMoments
+
+    def settle(self) -> None:
+        self.fitted_on.settle()
+        self.held_out.settle()
 
     def merge(self, other: Stage) -> None:
         self.fitted_on.merge(other.fitted_on)
@@ -207,10 +211,10 @@ def _known_again(need: Need) -> bool:
 @torch.no_grad()
 def affine(module: nn.Module, d_in: int) -> tuple[Tensor, Tensor]:
     """(weight (d_out, d_in), bias (d_out,)) of a module that computes an affine map, float64: seen, not read."""
-    dtype = next(module.parameters()).dtype
+    like = next(module.parameters())
     # f(0) = b, and f of the unit vectors less b are the columns of W: whatever kind computes it.
-    bias = module(torch.zeros(1, d_in, dtype=dtype))[0].double()
-    return (module(torch.eye(d_in, dtype=dtype)).double() - bias).T, bias
+    bias = module(torch.zeros(1, d_in).to(like))[0].cpu().double()
+    return (module(torch.eye(d_in).to(like)).cpu().double() - bias).T, bias
 
 
 def cross_moments(twin: Twin, tap: str, original: Hidden, compressed: Hidden) -> Stage:
@@ -221,11 +225,11 @@ def cross_moments(twin: Twin, tap: str, original: Hidden, compressed: Hidden) ->
     def of(positions: Sequence[int]) -> Stage:
         out: Stage | None = None
         for position in positions:
-            windows, clean = original.pieces[position].windows, original.states[position]
+            windows, clean = original.pieces[position].windows, original.at(position)
             # Both layers with the original's arguments: masks and positions are the same.
             args, kwargs = original.calls[tuple(clean.shape[:2])][twin.index]
             x = _read_at(tap, twin.layer, clean, args, kwargs)
-            changed = _read_at(tap, twin.student, compressed.states[position], args, kwargs)
+            changed = _read_at(tap, twin.student, compressed.at(position), args, kwargs)
             sizes = changed.shape[-1], x.shape[-1]
             out = out or Stage(CrossMoments(*sizes), CrossMoments(*sizes))
             # OPT hands its MLP rows of tokens, without the windows

@@ -100,17 +100,18 @@ class _Windows:
         return out
 
     def _loss(self, read: Tensor, wanted: Tensor, share: Tensor) -> Tensor:
-        errors = self._errors(read, wanted)
+        device = self.root.device
+        errors = self._errors(read.to(device), wanted.to(device))
         return errors @ share.to(errors)
 
     @torch.no_grad()
     def held_out(self, held: Tensor) -> list[float]:
         """The loss of each held-out window."""
         out: list[float] = []
-        for piece, read, wanted in zip(self.wanted.pieces, self.shifted.states, self.wanted.states, strict=True):
+        for piece, read, wanted in zip(self.wanted.pieces, self.shifted.read(), self.wanted.read(), strict=True):
             windows = torch.arange(piece.windows.start, piece.windows.stop)
             if (chosen := torch.isin(windows, held)).any():
-                out += self._errors(read[chosen], wanted[chosen]).double().tolist()
+                out += self._errors(read[chosen], wanted[chosen]).tolist()
         return out
 
     def _errors(self, read: Tensor, wanted: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ def _metric_root(twin: Twin, parts: Sequence[Part], targets: Hidden) -> Tensor:
     """Root of the loss metric on the layer's output, scaled to mean 1, (d_model, d_model) in the stream's dtype."""
 
     def of(positions: Sequence[int]) -> Spread:
-        spread = Spread(targets.states[0].shape[-1])
+        spread = Spread(targets.size)
         for position in positions:
             spread.update(targets.states[position].flatten(0, 1))
         return spread
@@ -130,4 +131,5 @@ def _metric_root(twin: Twin, parts: Sequence[Part], targets: Hidden) -> Tensor:
     # Over the variance of the outputs: their mean would have an error of about 1.
     spread = targets.summed(Spread, of)
     size, variance = len(spread.mean), float(spread.variance.mean())
-    return (symmetric_sqrt(output_metric(twin, parts, size))[0] / max(variance, 1e-30) ** 0.5 / size**0.5).to(twin.model.dtype)
+    root = symmetric_sqrt(output_metric(twin, parts, size))[0] / max(variance, 1e-30) ** 0.5 / size**0.5
+    return root.to(twin.model.dtype).to(twin.model.device)

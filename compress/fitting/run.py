@@ -201,7 +201,7 @@ def evaluate(
     for variant, parts in {"baseline": [], **replacements}.items():
         measured = {n: known[key] for n, key in keys.items() if key in known} if variant == "baseline" else {}
         # Where the whole baseline is known, the original is not even loaded.
-        model = load_variant(job.model, parts) if len(measured) < len(texts) else None
+        model = load_variant(job.model, parts).to(job.model.device) if len(measured) < len(texts) else None
         out[variant] = {}
         for name, tokens in texts.items():
             out[variant][name] = measured[name] if name in measured or model is None else measure(model, tokens)

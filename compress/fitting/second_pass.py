@@ -98,7 +98,7 @@ class SecondPass:
 
 def _tensors(twin: Twin, parts: Sequence[Part]) -> dict[str, Tensor]:
     state = twin.student.state_dict()
-    return {name: state[twin.inside(name)].clone() for part in parts for name in part.replacement.tensors}
+    return {name: state[twin.inside(name)].to("cpu", copy=True) for part in parts for name in part.replacement.tensors}
 
 
 def _identity(part: Part) -> Any:

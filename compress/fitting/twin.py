@@ -57,7 +57,7 @@ class Twin:
     def install(self, replacement: Replacement) -> None:
         """Put a replacement into the student as the checkpoint will hold it: rounded, then in the stream's dtype."""
         find, put = within(self.student, f"{self.name}.")
-        types = {"stored_in": self.storage_dtype, "computed_in": self.model.dtype}
+        types = {"stored_in": self.storage_dtype, "computed_in": self.model.dtype, "device": self.model.device}
         install(replacement.specs, replacement.tensors, find=find, put=put, **types)
 
 

@@ -43,8 +43,10 @@ def install(
     put: Put,
     stored_in: torch.dtype,
     computed_in: torch.dtype,
+    device: torch.device | None = None,
 ) -> None:
-    """Put replacements in as a checkpoint will hold them: float64 tensors rounded to `stored_in`, then in `computed_in`.
+    """Put replacements in as a checkpoint will hold them: float64 tensors rounded to `stored_in`, then in `computed_in`, on
+    `device` or where they are.
 
     `tensors` are keyed by full parameter name; `find` is asked for what a kind that wraps keeps, and for owners.
     """
@@ -57,7 +59,8 @@ def install(
         own_dtypes = torch.float64, stored_in
         rounded = {n: v.to(stored_in).to(computed_in) if v.dtype in own_dtypes else v for n, v in own.items()}
         # assign: the tensors themselves become the parameters, each in its own dtype.
-        module.load_state_dict(rounded, strict=True, assign=True)
+        placed = {name: value.to(device or value.device) for name, value in rounded.items()}
+        module.load_state_dict(placed, strict=True, assign=True)
         put(spec.module, module.eval())
     link(specs, find)
 

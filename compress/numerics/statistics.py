@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compress.numerics.products import add_crossed, add_squares, added_on
 from compress.parallel.lanes import Summable
 
 
@@ -40,27 +41,31 @@ class Moments:
 
     def update(self, rows: Tensor, start: int = 0) -> None:
         """Fold in rows (n, d) of any float dtype."""
-        rows = rows.to(torch.float64)  # before anything is summed: bfloat16 has 8 significant bits
-        mean = rows.mean(dim=0)
-        centred = rows - mean
-        self._combine(rows.shape[0], mean, centred, None)
+        if not self.count:
+            self.move(added_on(rows.device))
+        self._combine(rows.shape[0], add_crossed(self._divided_by(1), rows, rows)[0])
 
     def merge(self, other: Self) -> None:
         """Fold in another accumulator of the same size; the order of merging changes only rounding."""
         if other.count:
-            self._combine(other.count, other.mean, None, other.covariance)
+            # A merged part brings its scatter divided by its count.
+            self._divided_by(1).add_(other.covariance, alpha=other.count)
+            self._combine(other.count, other.mean)
 
-    def _combine(self, count: int, mean: Tensor, centred: Tensor | None, covariance: Tensor | None) -> None:
+    def settle(self) -> None:
+        """No more rows of a device will come: from here on the host has it."""
+        self.move(torch.device("cpu"))
+
+    def move(self, device: torch.device) -> None:
+        """Keep the sums on a device."""
+        self.mean, self._moment = self.mean.to(device), self._moment.to(device)
+
+    def _combine(self, count: int, mean: Tensor) -> None:
+        """After the scatter of a part, about its own mean, was added."""
         total = self.count + count  # ≥ 1: an empty accumulator is never combined
         # Chan, Golub and LeVeque: the scatter of two parts is S₁ + S₂ + δ δᵀ n₁ n₂ / n, δ the difference of their means.
         delta = mean - self.mean
-        scatter = self._divided_by(1)
-        if centred is not None:
-            scatter.addmm_(centred.T, centred)
-        elif covariance is not None:
-            # A merged part brings its scatter divided by its count.
-            scatter.add_(covariance, alpha=count)
-        scatter.addr_(delta, delta, alpha=self.count * count / total)
+        self._divided_by(1).addr_(delta, delta, alpha=self.count * count / total)
         self.mean += delta * (count / total)
         self.count = total
 
@@ -110,9 +115,9 @@ class CrossMoments:
 
     def update(self, rows: Tensor, targets: Tensor) -> None:
         """Fold in x (n, d) and y (n, e) of any float dtype, row by row together."""
-        rows, targets = rows.to(torch.float64), targets.to(torch.float64)
-        mean_x, mean_y = rows.mean(dim=0), targets.mean(dim=0)
-        self._cross.addmm_((targets - mean_y).T, rows - mean_x)
+        if not self.input.count:
+            self.move(added_on(rows.device))
+        mean_y, mean_x = add_crossed(self._cross, targets, rows)
         self._shift(rows.shape[0], mean_x, mean_y)
         self.input.update(rows)
 
@@ -122,6 +127,15 @@ class CrossMoments:
             self._cross.add_(other._cross)
             self._shift(other.input.count, other.input.mean, other.target_mean)
             self.input.merge(other.input)
+
+    def settle(self) -> None:
+        """No more rows of a device will come: from here on the host has it."""
+        self.move(torch.device("cpu"))
+
+    def move(self, device: torch.device) -> None:
+        """Keep the sums on a device."""
+        self.input.move(device)
+        self.target_mean, self._cross = self.target_mean.to(device), self._cross.to(device)
 
     def _shift(self, count: int, mean_x: Tensor, mean_y: Tensor) -> None:
         """Parts are centred on their own means: what these differ by is the rank-one term. Before `input` takes the part."""
@@ -164,13 +178,16 @@ class Spread:
 
     def update(self, rows: Tensor, start: int = 0) -> None:
         """Fold in rows (n, d) of any float dtype."""
-        rows = rows.to(torch.float64)
+        rows = rows.cpu().to(torch.float64)
         mean = rows.mean(dim=0)
         self._fold(rows.shape[0], mean, (rows - mean).square().sum(dim=0))
 
     def merge(self, other: Self) -> None:
         """Fold in another accumulator of the same size."""
         self._fold(other.count, other.mean, other._squares)
+
+    def settle(self) -> None:
+        """It is on the host."""
 
     def _fold(self, count: int, mean: Tensor, squares: Tensor) -> None:
         total, delta = self.count + count, mean - self.mean
@@ -223,6 +240,10 @@ class Sample:
             wanted = torch.as_tensor(self.index[low:high] - start)
             self._kept[int(self.index[low])] = rows[wanted].clone()
 
+    def settle(self) -> None:
+        """No more rows of a device will come: from here on the host has it."""
+        self._kept = {start: rows.cpu() for start, rows in self._kept.items()}
+
     def merge(self, other: Self) -> None:
         """Fold in the rows another accumulator of the same rows, total and seed has seen: parts of the stream, each once."""
         self._kept.update(other._kept)
@@ -265,14 +286,19 @@ class HeadMoments:
 
     def update(self, rows: Tensor, start: int = 0) -> None:
         """Fold in rows (n, heads, size) of any float dtype."""
-        by_head = rows.to(torch.float64).transpose(0, 1)  # (heads, n, size)
-        self._sum.baddbmm_(by_head.transpose(1, 2), by_head)  # (heads, size, n) @ (heads, n, size)
+        if not self.count:
+            self._sum = self._sum.to(added_on(rows.device))
+        add_squares(self._sum, rows.transpose(0, 1))  # of (heads, n, size)
         self.count += rows.shape[0]
 
     def merge(self, other: Self) -> None:
         """Fold in another accumulator of the same sizes."""
         self._sum += other._sum
         self.count += other.count
+
+    def settle(self) -> None:
+        """No more rows of a device will come: from here on the host has it."""
+        self._sum = self._sum.cpu()
 
     @property
     def second_moment(self) -> Tensor:

@@ -1,6 +1,6 @@
 """Several processes on one fit: who computes what, and sums that come out the same whoever did.
 
-in: windows of tokens, values by lane; out: the same bytes for any number of processes. See ../../docs/architecture.md.
+In: windows of tokens, values by lane. Out: the same bytes for any number of processes.
 """
 
 from __future__ import annotations

@@ -21,6 +21,10 @@ class Summable(Protocol):
         """Add another one to this one."""
         ...
 
+    def settle(self) -> None:
+        """The lane is done: what grew on a device comes to the host."""
+        ...
+
     def state(self) -> dict[str, Tensor]:
         """All of it, to go on with elsewhere."""
         ...
@@ -85,6 +89,7 @@ class Tree(Generic[T]):
     def add(self, lane: int, value: T) -> None:
         """The value of one more lane, behind all those before it."""
         self._join(lambda start, stop: self._own.start <= start and not start <= lane < stop)
+        value.settle()
         self._nodes.append(Node(lane, lane, value))
 
     def nodes(self) -> list[Node[T]]:

@@ -27,6 +27,7 @@ Tensors = Mapping[str, Tensor]
 
 POLL = 0.002  # seconds between two looks for what another process says
 BEAT = 2.0  # seconds between the signs of life of a process
+GRACE = 0.5  # seconds that the others have to hear of a failure
 LOST = 60.0  # seconds without one after which it counts as dead
 PATIENCE = timedelta(hours=12)  # the longest that a message may be waited for: processes wait in `share`, which watches beats
 
@@ -176,6 +177,8 @@ class Ranks(World):
     def failed(self, line: str) -> bool:
         # The first to fail prints; those that fail because of it are silent.
         said = self._store.compare_set("failed", "", f"rank {self.rank} on {self._host}: {line}")
+        if self.first:  # it may keep the store, which the others are to read this from
+            time.sleep(GRACE)
         return bool(said.decode().startswith(f"rank {self.rank} "))
 
     def leave(self) -> None:
@@ -201,7 +204,7 @@ class Ranks(World):
     def _send(self, value: Tensors, to: int) -> None:
         from safetensors.torch import save
 
-        content = _bytes(save({k: v.contiguous() for k, v in value.items()}))
+        content = _bytes(save({k: v.cpu().contiguous() for k, v in value.items()}))
         with _Peer(self, to):
             self._distributed.send(torch.tensor([len(content)]), to)
             self._distributed.send(content, to)

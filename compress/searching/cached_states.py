@@ -65,20 +65,16 @@ class Split:
     def _log_probabilities(self, index: int, layers: Sequence[nn.Module]) -> Tensor:
         """Sum over each row's predictions that count, (n,) float64."""
         out = []
-        states = self._hidden.states
-        sizes = [state.shape[0] for state in states]
-        parts = zip(states, self.metric.tokens.split(sizes), self.metric.asked.split(sizes), strict=True)
-        for state, tokens, asked in parts:
+        for piece, state in zip(self._hidden.pieces, self._hidden.read(), strict=True):
+            asked, tokens = self.metric.asked[piece.windows], self.metric.tokens[piece.windows].to(state.device)
             hidden = state
             for offset, layer in enumerate(layers):
                 # What the original layer was called with at this shape: masks and rotary tables do not depend on weights.
-                args, kwargs = self._hidden.calls[tuple(state.shape[:2])][index + offset]
-                left = layer(hidden, *args, **kwargs)
-                hidden = left[0] if isinstance(left, tuple) else left
+                hidden = self._hidden.call(layer, index + offset, hidden)
             logits = self.model.logits_from(hidden, tokens)[:, :-1]
             # Softmax in float32 and the sum in float64, whatever the model computes in.
             losses = functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
-            out.append(-(losses.view(asked.shape).double() * asked).sum(dim=1))
+            out.append(-(losses.view(asked.shape).cpu().double() * asked).sum(dim=1))
         return torch.cat(out)
 
 
@@ -101,7 +97,7 @@ class Tail:
 
     def install(self, replacement: Replacement) -> None:
         """Put a replacement in as the checkpoint will hold it: rounded to the stored dtype, computed with in the stream's."""
-        types = {"stored_in": self.stored_in, "computed_in": self.model.dtype}
+        types = {"stored_in": self.stored_in, "computed_in": self.model.dtype, "device": self.model.device}
         install(replacement.specs, replacement.tensors, find=self._kept(replacement), put=self._put, **types)
 
     def _kept(self, replacement: Replacement) -> Find:

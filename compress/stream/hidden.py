@@ -29,6 +29,7 @@ def leaving(out: Tensor | tuple[Tensor, ...]) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
+_CPU = torch.device("cpu")
 Calls = dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]]  # (windows, length) → arguments of each layer
 
 
@@ -36,13 +37,20 @@ class Hidden:
     """Hidden states of this process's windows at one depth, by micro-batch, with the layers' call arguments by shape."""
 
     def __init__(
-        self, states: list[Tensor], calls: Calls, pieces: Sequence[MicroBatch], shape: tuple[int, int, int], own: range
+        self,
+        states: list[Tensor],
+        calls: Calls,
+        pieces: Sequence[MicroBatch],
+        shape: tuple[int, int, int],
+        own: range,
+        device: torch.device = _CPU,
     ) -> None:
-        self.states = states  # (windows, length, d_model) each
+        self.states = states  # (windows, length, d_model) each, on the device or waiting on the host
         self.calls = calls
         self.pieces = pieces  # which windows each of the states is
         self.windows, self.length, self.size = shape  # of all processes; d_model
         self.own = own  # lanes
+        self.device = device  # where layers are
 
     @property
     def tokens(self) -> int:
@@ -52,7 +60,19 @@ class Hidden:
     def twin(self) -> Hidden:
         """A stream of its own from here on, with the same call arguments."""
         shape = self.windows, self.length, self.size
-        return Hidden([state.clone() for state in self.states], self.calls, self.pieces, shape, self.own)
+        return Hidden([state.clone() for state in self.states], self.calls, self.pieces, shape, self.own, self.device)
+
+    def at(self, position: int) -> Tensor:
+        """One micro-batch's states, on the device."""
+        return self.states[position].to(self.device)
+
+    def put(self, position: int, state: Tensor) -> None:
+        """The states of one micro-batch from here on, where they waited before."""
+        self.states[position] = state.to(self.states[position].device)
+
+    def read(self) -> Iterator[Tensor]:
+        """The states of each micro-batch, on the device."""
+        return (self.at(position) for position in range(len(self.states)))
 
     def by_lane(self) -> Iterator[tuple[int, list[int]]]:
         """(lane, positions of its states), in order."""
@@ -97,12 +117,12 @@ class Hidden:
             for position in positions:
                 if statistics is not None:
                     statistics.start = self.pieces[position].windows.start * self.length
-                out = self.call(layer, index, self.states[position])
+                out = self.call(layer, index, self.at(position))
                 if not bool(torch.isfinite(out).all()):
                     raise NotFiniteError(
                         f"{name}: NaN or Inf activations in calibration batch {position}; use dtype float32 or other text"
                     )
-                self.states[position] = out
+                self.put(position, out)
                 if tick is not None:
                     tick()
             if statistics is not None:
@@ -123,9 +143,10 @@ class Hidden:
         for lane, positions in self.by_lane():
             for position in positions:
                 statistics.start = self.pieces[position].windows.start * self.length
-                leaf = self.states[position].detach().requires_grad_()
+                leaf = self.at(position).detach().requires_grad_()
                 out = self.call(layer, index, leaf)
-                (gradients[position],) = torch.autograd.grad(out, leaf, gradients[position])
+                (entering,) = torch.autograd.grad(out, leaf, gradients[position].to(self.device))
+                gradients[position] = entering.to(gradients[position].device)
                 if tick is not None:
                     tick()
             statistics.close_lane(lane)

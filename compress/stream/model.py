@@ -57,9 +57,7 @@ class StreamedModel:
     Weights are computed with in `dtype` (float32 by default, whatever the checkpoint stores), one decoder layer at a time.
     """
 
-    def __init__(
-        self, shards: TensorSource, config: Any, dtype: torch.dtype = torch.float32, compute: Compute | None = None
-    ) -> None:
+    def __init__(self, shards: TensorSource, config: Any, compute: Compute | None = None) -> None:
         from accelerate import init_empty_weights
         from transformers import AutoModelForCausalLM
 
@@ -68,10 +66,14 @@ class StreamedModel:
         self.config = config
         self.architecture: Architecture = architecture(config.model_type)
         self.shards = shards
-        self.dtype = dtype
         self.compute = compute or Compute()
+        self.dtype, self.device = getattr(torch, self.compute.dtype), self.compute.on()
         with init_empty_weights(include_buffers=False):
-            self.model: Any = AutoModelForCausalLM.from_config(self.config, dtype=dtype).eval()
+            self.model: Any = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype).eval()
+        # What is computed and not stored: rotary frequencies, masks.
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module.register_buffer(name, buffer.to(self.device), persistent=name not in module._non_persistent_buffers_set)
         self._missing_prefix = self._find_prefix()
         layers = self.model.get_submodule(self.architecture.layers)
         self.layers: list[nn.Module] = list(layers)
@@ -130,7 +132,7 @@ class StreamedModel:
         for key in own:
             if not bool(torch.isfinite(tensors[key]).all()):
                 raise ValueError(f"{name}{key} has NaN or Inf weights; mend the checkpoint before compressing it")
-        module.load_state_dict({k: tensors[k].to(self.dtype) for k in own}, strict=True, assign=True)
+        module.load_state_dict({k: tensors[k].to(self.device, self.dtype) for k in own}, strict=True, assign=True)
 
     def _load_named(self, names: Iterable[str]) -> None:
         for name in names:
@@ -152,18 +154,21 @@ class StreamedModel:
         base = self.model.get_submodule(self.architecture.base_prefix)
         states: list[Tensor] = []
         calls: Calls = {}
+        # Three streams at most wait at a time.
+        width = int(getattr(self.config, "hidden_size", 0))
+        waiting = self.compute.states_on(3 * windows * length * width * self.dtype.itemsize)
         with self._layers_as(recorders):
             # Where no window is this process's, one tells what layers are called with.
             for piece in pieces or [MicroBatch(0, slice(0, 1))]:
-                part = tokens[piece.windows]
+                part = tokens[piece.windows].to(self.device)
                 base(input_ids=part, use_cache=False)
-                states.append(recorders[0].hidden.clone())
+                states.append(recorders[0].hidden.to(waiting, copy=True))
                 if tuple(part.shape) not in calls:
                     calls[tuple(part.shape)] = [r.call or ((), {}) for r in recorders]
         for name in self._outside_layers():
             _release(self.model.get_submodule(name))
         shape = windows, length, states[0].shape[-1]
-        return Hidden(states[: len(pieces)], calls, pieces, shape, world().owned(self.compute.lanes))
+        return Hidden(states[: len(pieces)], calls, pieces, shape, world().owned(self.compute.lanes), self.device)
 
     @contextmanager
     def _layers_as(self, layers: Sequence[nn.Module]) -> Iterator[None]:
@@ -202,7 +207,7 @@ class StreamedModel:
         """∂ Σ nll / ∂ hidden states after the last layer, by micro-batch."""
         self.load_head()
         out: list[Tensor] = []
-        for piece, state in zip(hidden.pieces, hidden.states, strict=True):
+        for piece, state in zip(hidden.pieces, hidden.read(), strict=True):
             parts: list[Tensor] = []
             for some, ids in self._for_the_head(state, tokens[piece.windows]):
                 leaf = some.detach().requires_grad_()
@@ -213,7 +218,7 @@ class StreamedModel:
                         "other text"
                     )
                 parts += torch.autograd.grad(loss, leaf)
-            out.append(torch.cat(parts))
+            out.append(torch.cat(parts).to(hidden.states[len(out)].device))
         self._release_head()
         return out
 
@@ -225,9 +230,9 @@ class StreamedModel:
         """
         self.load_head()
         by_window: list[float] = []
-        for piece, state in zip(hidden.pieces, hidden.states, strict=True):
+        for piece, state in zip(hidden.pieces, hidden.read(), strict=True):
             for some, ids in self._for_the_head(state, tokens[piece.windows]):
-                by_window += self._losses(some, ids).double().sum(dim=1).tolist()
+                by_window += self._losses(some, ids).cpu().double().sum(dim=1).tolist()
         self._release_head()
         # Exactly rounded: whatever order the processes' windows come in.
         total = math.fsum(loss for losses in world().everyone(by_window) for loss in losses)
@@ -243,7 +248,7 @@ class StreamedModel:
     def _for_the_head(self, state: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """A micro-batch in parts whose logits are of bounded size."""
         together = max(1, LOGITS_ELEMENTS // (tokens.shape[1] * int(self.config.vocab_size)))
-        yield from zip(state.split(together), tokens.split(together), strict=True)
+        yield from zip(state.split(together), tokens.to(self.device).split(together), strict=True)
 
     def _release_head(self) -> None:
         """Drop what `load_head` made resident."""

@@ -12,6 +12,9 @@ class Text:
     def __init__(self, text):
         self.text = text
 
+    def settle(self):
+        pass
+
     def merge(self, other):
         self.text = f"({self.text}+{other.text})"
 

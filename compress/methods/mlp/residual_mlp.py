@@ -282,9 +282,11 @@ def _mlp(material: Material) -> Callable[[Tensor], Tensor]:
     modules = [material.layer.get_submodule(name.removeprefix(prefix)) for name in material.group.modules]
 
     def call(x: Tensor) -> Tensor:
+        weight = next(parameter for module in modules for parameter in module.parameters())
+        out = x.to(weight)
         for module in modules:
-            x = module(x)
-        return x
+            out = module(out)
+        return out.to(x)
 
     return call
 
