@@ -15,8 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from compress.clock import present_devices
 from compress.parallel.lanes import MicroBatch, cut
 from compress.parallel.world import world
+from compress.validation import checked
 
 BATCH_TOKENS = 2048  # tokens per forward pass: enough to keep the matrix products busy, little enough to stay small
+
+
+def on_device(name: str) -> torch.device:
+    """The device of this name, as a recipe would give it. Raises ValueError where it is not here."""
+    return checked(Compute, {"device": name}).on()
 
 
 class Compute(BaseModel):

@@ -203,12 +203,13 @@ def report(results: AnyPath | Mapping[str, Any], out: AnyPath | None = None) -> 
     return write.report(file, file.parent if out is None else Path(out))
 
 
-def verify(checkpoint: AnyPath, *, tolerance: float = 1e-4, progress: Shown = None) -> list[Finding]:
+def verify(checkpoint: AnyPath, *, tolerance: float = 1e-4, device: str = "auto", progress: Shown = None) -> list[Finding]:
     """Measure again, on this machine, every number of a checkpoint's report.json that can be.
 
     Args:
         checkpoint: a folder that `fit` wrote.
         tolerance: relative, of perplexities; everything else must be equal.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         progress: None, "bar", or a function (see `compress.progress.Progress`).
 
     Returns a finding per number, in the report's order; its `verdict` is "same", "differs" or "not measured".
@@ -224,11 +225,12 @@ def verify(checkpoint: AnyPath, *, tolerance: float = 1e-4, progress: Shown = No
     {'same'}
     """
     from compress.bars import shown
+    from compress.compute import on_device
     from compress.measuring import verify as verification
 
     folder = checkpoint_folder(checkpoint)
     with shown(progress) as tell:
-        return verification.verify(folder, tolerance, tell)
+        return verification.verify(folder, tolerance, tell, on_device(device))
 
 
 def evaluate(
@@ -240,6 +242,7 @@ def evaluate(
     sequences: int | None = None,
     limit: int | None = None,
     bos: Literal["auto"] | bool = "auto",
+    device: str = "auto",
     progress: Shown = None,
 ) -> dict[str, Any]:
     """Perplexity on texts and accuracy on multiple-choice tasks, in float32.
@@ -252,6 +255,7 @@ def evaluate(
         limit: at most this many questions per task, 1 or more.
         bos: what every window begins with: "auto" (what the tokenizer itself puts in front of a text), True (at least its
             beginning-of-sequence token) or False (nothing). Questions always begin as "auto".
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         progress: None, "bar", or a function (see `compress.progress.Progress`).
 
     Returns {text: {"perplexity", "nll", …}, "tasks": {task: {"accuracy", …}}}.
@@ -267,7 +271,10 @@ def evaluate(
     if not texts and not tasks:
         raise ValueError("nothing to evaluate; give texts, tasks, or both")
     from compress.bars import shown
+    from compress.compute import on_device
     from compress.evaluating import texts_and_tasks
 
     with shown(progress) as tell:
-        return texts_and_tasks.evaluate(model_folder(model), texts, tasks, length, sequences, limit, bos, tell)
+        return texts_and_tasks.evaluate(
+            model_folder(model), texts, tasks, length, sequences, limit, bos, tell, on_device(device)
+        )

@@ -21,6 +21,9 @@ RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a recipe value: steps.0.rank.keep=0.6 (repeatable).")
 ]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps; by default the recipe's compute.device, auto.")
+]
 Beginning = Annotated[
     str,
     typer.Option("--bos", help="What texts begin with: auto (as the tokenizer has it), true (at least its BOS) or false."),
@@ -41,6 +44,11 @@ def is_first() -> bool:
     if not world().first:
         warnings.simplefilter("ignore")
     return world().first
+
+
+def on(device: str | None, overrides: list[str] | None = None) -> list[str]:
+    """Overrides of a recipe, and the device that a command was given."""
+    return [*(overrides or []), *([f"compute.device={device}"] if device else [])]
 
 
 def readable(recipe: str) -> Path:

@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compress.cli import measure, surrogates
-from compress.cli.console import AsJson, Overrides, RecipeFile, bar, emit, is_first, quiet_transformers, readable, show
+from compress.cli.console import (
+    AsJson,
+    Device,
+    Overrides,
+    RecipeFile,
+    bar,
+    emit,
+    is_first,
+    on,
+    quiet_transformers,
+    readable,
+    show,
+)
 from compress.cli.mistakes import told
 from compress.packaged import packaged, recipes_folder
 from compress.parallel import several
@@ -122,6 +134,7 @@ def _version(
 def fit(
     recipe: RecipeFile,
     overrides: Overrides = None,
+    device: Device = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan from config.json and headers alone.")] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh/--resume", help="Forget finished units of an earlier run, or take them over.")
@@ -134,8 +147,8 @@ def fit(
     from compress.api import fit as api
     from compress.searching.points import points_of_lists
 
-    points = points_of_lists(file, overrides or [])
-    loaded = None if points else api.load_recipe(file, overrides or [])
+    points = points_of_lists(file, on(device, overrides))
+    loaded = None if points else api.load_recipe(file, on(device, overrides))
     quiet_transformers()
     if several() and (points or dry_run):
         raise typer.BadParameter("several processes fit one recipe; --dry-run and lists in a rank rule run in one")
@@ -183,6 +196,7 @@ def _preview(recipes: Sequence[Recipe], as_json: bool) -> None:
 def sweep(
     recipe: RecipeFile,
     settings: Annotated[list[str], typer.Option("--set", help="A key and its values: steps.0.rank.keep=0.8,0.6 (repeatable).")],
+    device: Device = None,
     fresh: Annotated[
         bool, typer.Option("--fresh/--resume", help="Forget an earlier run, or take its finished points over.")
     ] = False,
@@ -192,7 +206,7 @@ def sweep(
     file = readable(recipe)
     from compress.searching.points import points_of_settings
 
-    points = points_of_settings(file, settings)
+    points = points_of_settings(file, settings, on(device))
     quiet_transformers()
     _fit_points(points, fresh, as_json)
 
@@ -201,6 +215,7 @@ def sweep(
 def search(
     recipe: RecipeFile,
     overrides: Overrides = None,
+    device: Device = None,
     metric: Annotated[str, typer.Option(help="perplexity or tasks.")] = "perplexity",
     tolerance: Annotated[
         float | None, typer.Option(help="Growth of perplexity per linear (0.005), or loss of accuracy (0.01).")
@@ -220,7 +235,7 @@ def search(
     from compress.api import fit as api
     from compress.api import search as searches
 
-    loaded = api.load_recipe(recipe, overrides or [])
+    loaded = api.load_recipe(recipe, on(device, overrides))
     quiet_transformers()
     from compress.cli import tables
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compress.cli.console import AsJson, Beginning, bar, emit, parse_beginning, quiet_transformers, show
+from compress.cli.console import AsJson, Beginning, Device, bar, emit, parse_beginning, quiet_transformers, show
 
 
 def add_to(app: typer.Typer) -> None:
@@ -75,6 +75,7 @@ def report(
 
 def verify(
     folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint's own report again on this machine; exit code 1 where something differs."""
@@ -82,7 +83,7 @@ def verify(
     from compress.measuring.verify import differences
 
     quiet_transformers()
-    findings = finished.verify(folder, progress=bar(as_json))
+    findings = finished.verify(folder, device=device or "auto", progress=bar(as_json))
     if as_json:
         emit([vars(finding) for finding in findings])
     else:
@@ -101,6 +102,7 @@ def evaluate(
     sequences: Annotated[int | None, typer.Option(help="At most this many windows per text.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many questions per task.")] = None,
     bos: Beginning = "auto",
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Perplexity on texts and accuracy on multiple-choice tasks."""
@@ -110,6 +112,7 @@ def evaluate(
     from compress.api import finished
 
     sizes: dict[str, Any] = {"length": length, "sequences": sequences, "limit": limit, "bos": parse_beginning(bos)}
+    sizes["device"] = device or "auto"
     out = finished.evaluate(folder, texts=text or [], tasks=_split(tasks), **sizes, progress=bar(as_json))
     if as_json:
         emit(out)

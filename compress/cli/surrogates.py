@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.console import AsJson, Beginning, Overrides, bar, emit, parse_beginning, quiet_transformers, show
+from compress.cli.console import AsJson, Beginning, Device, Overrides, bar, emit, on, parse_beginning, quiet_transformers, show
 
 Folder = Annotated[Path, typer.Argument(help="A checkpoint folder that `compress fit` wrote, with its work folder.")]
 
@@ -61,6 +61,7 @@ def pick(
 def layers(
     recipe: Annotated[str, typer.Argument(help="A recipe with one step that replaces MLPs or crystallizes attention.")],
     overrides: Overrides = None,
+    device: Device = None,
     budget: Annotated[
         float | None,
         typer.Option(help="Fraction of the targeted layers' cost that may remain; default: all replaced."),
@@ -81,7 +82,7 @@ def layers(
     from compress.api import fit as api
     from compress.api import search as searches
 
-    loaded = api.load_recipe(recipe, overrides or [])
+    loaded = api.load_recipe(recipe, on(device, overrides))
     quiet_transformers()
     from compress.cli import tables
     from compress.searching.points import parse_setting

@@ -27,6 +27,7 @@ def evaluate(
     limit: int | None,
     bos: Bos,
     progress: Progress,
+    device: torch.device,
 ) -> dict[str, Any]:
     """{text: its perplexity and what its windows begin with, "tasks": {task: its accuracy}} in float32.
 
@@ -41,7 +42,7 @@ def evaluate(
     for text, source in sources.items():
         data.check_length(length, config, f"text {text!r}")
         windows[text] = data.check_tokens(data.evaluation_tokens(source, tokenizer), config, tokenizer, f"text {text!r}")
-    model = from_pretrained(folder, dtype=torch.float32).eval()
+    model = from_pretrained(folder, dtype=torch.float32).eval().to(device)
     out: dict[str, Any] = {}
     for text, tokens in windows.items():
         out[text] = {**measured(model, tokens, progress), "begins_with": begins_with(tokenizer, bos)}

@@ -69,6 +69,7 @@ def assemble(
         "format": 1,
         "calibration": {"tokens_sha256": token_hash},
         "begins_with": _beginnings(job),
+        "compute": {"device": str(model.device), **model.compute.order()},
         "parameters": {
             "baseline": before,
             "compressed": after,

@@ -74,11 +74,13 @@ class Report(_Part):
     evaluation: dict[str, dict[str, _Measured]] = {}
 
 
-def verify(folder: Path, tolerance: float = TOLERANCE, progress: Progress | None = None) -> list[Finding]:
+def verify(
+    folder: Path, tolerance: float = TOLERANCE, progress: Progress | None = None, device: torch.device | None = None
+) -> list[Finding]:
     """Every number of `folder`/report.json that can be measured again, in the report's order.
 
-    `tolerance` is relative, of perplexities; everything else must be equal. Raises FileNotFoundError without a report,
-    ValueError for one that `compress fit` did not write.
+    `tolerance` is relative, of perplexities, measured on `device`; everything else must be equal. Raises FileNotFoundError
+    without a report, ValueError for one that `compress fit` did not write.
     """
     report = read_json(folder / "report.json")
     if report is None or not (folder / "config.json").is_file():
@@ -95,7 +97,7 @@ def verify(folder: Path, tolerance: float = TOLERANCE, progress: Progress | None
     except FileNotFoundError as error:
         origin = f"the original model is not here: {error}"
     findings = [*_files(folder, report), *_calibration(report, origin), *_parameters(folder, report, origin)]
-    return [*findings, *_evaluation(folder, report, origin, tolerance, progress or silent)]
+    return [*findings, *_evaluation(folder, report, origin, tolerance, progress or silent, device)]
 
 
 def differences(findings: list[Finding]) -> list[Finding]:
@@ -168,7 +170,12 @@ def _stored(shards: Shards) -> int:
 
 
 def _evaluation(
-    folder: Path, report: Mapping[str, Any], origin: Record | str, tolerance: float, progress: Progress
+    folder: Path,
+    report: Mapping[str, Any],
+    origin: Record | str,
+    tolerance: float,
+    progress: Progress,
+    device: torch.device | None,
 ) -> Iterator[Finding]:
     recorded: Mapping[str, Mapping[str, Any]] = report.get("evaluation", {})
     tick = progress("verify", sum(len(texts) for texts in recorded.values()))
@@ -179,7 +186,7 @@ def _evaluation(
             what = f"perplexity of {variant} on {name}"
             tokens = load if isinstance(load, str) or isinstance(origin, str) else _windows(origin, name)
             if isinstance(tokens, Tensor) and not isinstance(load, str):
-                model = model or load()
+                model = model or load().to(device)
                 yield _close(what, said, perplexity(model, tokens), tolerance)
             else:
                 yield Finding(what, said["perplexity"], None, "not measured", str(tokens))
