@@ -73,7 +73,7 @@ class Compute(BaseModel):
         return torch.device("cpu") if self.offload == "auto" and size > free / 4 else device
 
     def order(self) -> dict[str, Any]:
-        """What numbers hang on."""
+        """What the bytes of a result depend on."""
         return self.model_dump(include={"dtype", "micro_batch", "lanes"})
 
     def pieces(self, windows: int, length: int) -> list[MicroBatch]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from compress.packaged import recipe_file
-from compress.parallel import several
 from compress.reading import yaml_text
 
 _NO_EDGE = 1000
@@ -33,17 +31,6 @@ Beginning = Annotated[
 def bar(as_json: bool) -> Literal["bar"] | None:
     """How the command shows progress: not at all where the output is JSON."""
     return None if as_json else "bar"
-
-
-def is_first() -> bool:
-    """Whether this process is to print: the only one, or the first of several, which are joined here."""
-    if not several():
-        return True
-    from compress.parallel.world import world
-
-    if not world().first:
-        warnings.simplefilter("ignore")
-    return world().first
 
 
 def on(device: str | None, overrides: list[str] | None = None) -> list[str]:

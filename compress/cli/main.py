@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compress.cli import measure, surrogates
+from compress.cli import measure, recipes, surrogates
 from compress.cli.console import (
     AsJson,
     Device,
@@ -20,14 +20,13 @@ from compress.cli.console import (
     RecipeFile,
     bar,
     emit,
-    is_first,
     on,
     quiet_transformers,
     readable,
     show,
 )
 from compress.cli.mistakes import told
-from compress.packaged import packaged, recipes_folder
+from compress.cli.several import SEVERAL, is_first, is_to_tell, leave, stopped
 from compress.parallel import several
 
 if TYPE_CHECKING:
@@ -38,10 +37,6 @@ EXIT_CODES = (
     "given; 3 the machine (disk, memory, permission, another run on the output); 70 a bug of ours; 130 interrupted."
 )
 
-_LOST = "failed: another process of this run has ended; finished units are kept: run the same command again to continue"
-_SEVERAL = ("fit",)  # commands that several processes may share
-
-
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -50,13 +45,10 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 
-recipes_app = typer.Typer(no_args_is_help=True, help="The packaged recipes.")
-app.add_typer(recipes_app, name="recipes")
+recipes.add_to(app)
 measure.add_to(app)
 surrogates.add_to(app)
 
-_LOST = "failed: another process of this run has ended; finished units are kept: run the same command again to continue"
-_SEVERAL = ("fit",)  # commands that several processes may share
 
 # Typer's usage errors: click's ClickException, or that of the click inside newer versions of Typer.
 _USAGE: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -68,11 +60,11 @@ def main() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     if several():
-        signal.signal(signal.SIGTERM, _stopped)
+        signal.signal(signal.SIGTERM, stopped)
     try:
         code = app(standalone_mode=False)  # the code of an Exit, 130 for an interruption, or what the command returns
         if several() and not code:
-            _leave()
+            leave()
         if code == 130:
             print("interrupted; finished units are kept: run the same command again to continue", file=sys.stderr)
         sys.exit(code if isinstance(code, int) else 0)
@@ -85,43 +77,18 @@ def main() -> None:
         if os.environ.get("COMPRESS_TRACEBACK"):
             raise
         code, text = told(error)
-        if _is_to_tell(text):
+        if is_to_tell(text):
             print(text, file=sys.stderr)
         sys.exit(code)
-
-
-def _is_to_tell(text: str) -> bool:
-    """Of several processes, the first to fail tells why; the others fail because of it."""
-    if not several():
-        return True
-    from compress.parallel.world import world
-
-    try:
-        return world().failed(text)
-    except Exception:  # not even joined, or the store is gone with the process that kept it
-        return int(os.environ.get("RANK", "0")) == 0
-
-
-def _stopped(*_: object) -> None:
-    """torchrun ends all processes when one of them has ended."""
-    if _is_to_tell(_LOST):
-        print(_LOST, file=sys.stderr, flush=True)
-    os._exit(1)
-
-
-def _leave() -> None:
-    from compress.parallel.world import world
-
-    world().leave()
 
 
 @app.callback(invoke_without_command=True)
 def _version(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
-    if several() and context.invoked_subcommand not in _SEVERAL:
+    if several() and context.invoked_subcommand not in SEVERAL:
         raise typer.BadParameter(
-            f"{context.invoked_subcommand} runs in one process; torchrun is for {', '.join(_SEVERAL)}: start it without"
+            f"{context.invoked_subcommand} runs in one process; torchrun is for {', '.join(SEVERAL)}: start it without"
         )
     if version:
         from compress import __version__
@@ -314,26 +281,3 @@ def methods(
         emit({n: m.model_json_schema() for n, m in chosen.items()})
     else:
         show(tables.method_table(*next(iter(chosen.items()))) if name else tables.methods_table(chosen))
-
-
-@recipes_app.command("ls")
-def recipes_ls() -> None:
-    """List the packaged recipes with their first line."""
-    for path in sorted(recipes_folder().glob("*.yaml")):
-        first = path.read_text().splitlines()[0].lstrip("# ")
-        print(f"{path.name:<32} {first}")
-
-
-@recipes_app.command("cp")
-def recipes_cp(name: str, target: Annotated[Path, typer.Argument(help="File or folder to copy to.")] = Path()) -> None:
-    """Copy a packaged recipe, to edit it."""
-    from compress.checkpoint.files import write_text
-
-    source = packaged(Path(name))
-    if not source.is_file():
-        raise FileNotFoundError(f"no recipe {name!r}; `compress recipes ls` lists the packaged ones")
-    destination = target / source.name if target.is_dir() else target
-    if destination.exists():
-        raise ValueError(f"{destination} exists already; give another target")
-    write_text(destination, source.read_text())
-    print(destination)

@@ -100,8 +100,7 @@ class Acceptance:
 
     def _nll(self, made: Sequence[Replacement]) -> float:
         file = self.job.work / "losses.json"
-        # The first process decides what is known: another may look when it has just been written.
-        known: dict[str, Any] = world().agreed(read_json(file) or {} if world().first else None)
+        known: dict[str, Any] = world().agreed(lambda: read_json(file) or {})
         # By what is measured, not by the recipe: files it names, other packages and verdicts of speed decide as well.
         parts = [[[spec.model_dump(mode="json") for spec in r.specs], hash_tensors(r.tensors)] for r in made]
         key = hash_json([*self._of_original, parts])

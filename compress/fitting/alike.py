@@ -39,9 +39,9 @@ def check_shared(work: Path) -> None:
     """Go on when the first process has made the work folder ready. Raises ValueError where a process does not see it."""
     if world().size == 1:
         return
+    wanted = world().agreed(lambda: {"run": uuid.uuid4().hex, "processes": world().size})
     if world().first:
-        write_json(work / FILE, {"run": uuid.uuid4().hex, "processes": world().size})
-    wanted = world().agreed(read_json(work / FILE) if world().first else None)
+        write_json(work / FILE, wanted)
     until = time.monotonic() + PATIENCE
     while read_json(work / FILE) != wanted and time.monotonic() < until:
         time.sleep(0.1)

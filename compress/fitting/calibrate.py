@@ -103,9 +103,8 @@ class FirstPass:
 
     def run(self, units: Sequence[Unit], tokens: Tensor, progress: Progress) -> None:
         """Fit the units that have no valid file yet."""
-        # Files that are there and valid are an earlier run's, and are not made again. One process looks: another may be writing
-        # already when the last one gets here.
-        missing = world().agreed([at for at, unit in enumerate(units) if not self._finished(unit)] if world().first else None)
+        # Files that are there and valid are an earlier run's, and are not made again.
+        missing = world().agreed(lambda: [at for at, unit in enumerate(units) if not self._finished(unit)])
         todo = [units[at] for at in missing]
         if not todo:
             return

@@ -83,7 +83,7 @@ def finetune(
         ]
     )
     file = folder / f"{fingerprint[:12]}.safetensors"
-    there = world().agreed(read_unit(file, fingerprint, only=()) is not None if world().first else None)
+    there = world().agreed(lambda: read_unit(file, fingerprint, only=()) is not None)
     run = _resumed(file, fingerprint, parameters, optimiser) if there else None
     if run is None:
         loss = _held_out(teacher, student, tokens, held, pieces)  # measured before a step is made: the start may be the best

@@ -92,7 +92,7 @@ class SecondPass:
 
     def _finished(self, file: Path, fingerprint: str) -> Artefact | None:
         """What an earlier run left of a layer: every process finds it, or none is to."""
-        there = world().agreed(read_unit(file, fingerprint, only=()) is not None if world().first else None)
+        there = world().agreed(lambda: read_unit(file, fingerprint, only=()) is not None)
         return read_unit(file, fingerprint) if there else None
 
 

@@ -11,7 +11,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -70,9 +70,9 @@ class World:
         """What each process says, by rank: JSON values."""
         return [value]
 
-    def agreed(self, value: Any) -> Any:
-        """What the first process says: a JSON value."""
-        return value
+    def agreed(self, say: Callable[[], Any]) -> Any:
+        """What the first process says, which alone is asked: a JSON value. So all decide alike by a file that it is writing."""
+        return say()
 
     def tensors(self, owner: int, value: Tensors | None) -> Tensors:
         """The tensors of the process `owner`, which gives them; the others give None."""
@@ -156,10 +156,10 @@ class Ranks(World):
         self._store.set(f"{key}/{self.rank}", json.dumps(value))
         return [self._read(f"{key}/{rank}") for rank in range(self.size)]
 
-    def agreed(self, value: Any) -> Any:
+    def agreed(self, say: Callable[[], Any]) -> Any:
         key = self._key("agreed")
         if self.first:
-            self._store.set(key, json.dumps(value))
+            self._store.set(key, json.dumps(say()))
         return self._read(key)
 
     def tensors(self, owner: int, value: Tensors | None) -> Tensors:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from compress.architecture import Architecture
 from compress.methods.base import Need
-from compress.numerics.statistics import HeadMoments, Moments, Sample, Statistic
+from compress.numerics.sample import Sample
+from compress.numerics.statistics import HeadMoments, Moments, Statistic
 from compress.parallel.lanes import Tree
 from compress.parallel.world import world
 from compress.stream.attention_tap import Residuals

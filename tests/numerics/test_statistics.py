@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.numerics.statistics import CrossMoments, HeadMoments, Moments, Sample
+from compress.numerics.sample import Sample
+from compress.numerics.statistics import CrossMoments, HeadMoments, Moments
 
 D, E, N = 4, 3, 30
 

@@ -36,7 +36,8 @@ from compress.numerics import subspace
 from compress.numerics.conventions import balanced, signed
 from compress.numerics.linalg import largest_first, symmetric_sqrt
 from compress.numerics.reduced_rank import Fit, Joint, extend, measured, solve
-from compress.numerics.statistics import Moments, Sample
+from compress.numerics.sample import Sample
+from compress.numerics.statistics import Moments
 from compress.regression.features import evaluate, renumbered, varying
 from compress.regression.front import Candidate, Front
 from compress.regression.options import HELD_OUT, EngineOptions

@@ -19,7 +19,8 @@ from compress.methods.mlp._shared import chain_tensors, mlp_chain, mlp_parameter
 from compress.numerics.conventions import signed
 from compress.numerics.lapack import least_squares
 from compress.numerics.linalg import principal_components
-from compress.numerics.statistics import Moments, Sample
+from compress.numerics.sample import Sample
+from compress.numerics.statistics import Moments
 from compress.regression.front import Front
 from compress.regression.options import HELD_OUT, EngineOptions
 from compress.regression.regress import available, regress_each

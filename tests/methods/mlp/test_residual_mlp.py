@@ -18,7 +18,8 @@ from compress.loading.modules import build
 from compress.methods.base import Group, Material, Replacement
 from compress.methods.mlp.affine_mlp import AffineMLP
 from compress.methods.mlp.residual_mlp import ResidualSurrogate
-from compress.numerics.statistics import Moments, Sample
+from compress.numerics.sample import Sample
+from compress.numerics.statistics import Moments
 
 D, ROWS = 12, 1000
 GROUP = Group("layer1", 0, 1, ("model.layers.1.mlp",))

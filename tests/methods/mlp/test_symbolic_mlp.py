@@ -14,7 +14,8 @@ from compress.checkpoint.units import Artefact
 from compress.loading.modules import build
 from compress.methods.base import Group, Material, Replacement
 from compress.methods.mlp.symbolic_mlp import SymbolicSurrogate
-from compress.numerics.statistics import Moments, Sample
+from compress.numerics.sample import Sample
+from compress.numerics.statistics import Moments
 
 D_MODEL, DIRECTIONS, ROWS = 12, 4, 800
 GROUP = Group("layer1", 0, 1, ("model.layers.1.mlp",))

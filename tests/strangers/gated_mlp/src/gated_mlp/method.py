@@ -10,7 +10,7 @@ from compress.architecture import Architecture
 from compress.checkpoint.units import Artefact
 from compress.methods.base import Group, Material, Need, Preview, Replacement
 from compress.methods.mlp import MLPMethod, chain_tensors, d_model, mlp_chain, mlp_parameters, parameters_before
-from compress.numerics.statistics import Sample
+from compress.numerics.sample import Sample
 from gated_mlp.kind import Gated
 
 
