@@ -50,6 +50,7 @@ def tiny_recipe(folder: Path, output: Path, *steps: dict[str, Any], **more: Any)
         "calibration": {"text": text, "sequences": 40, "length": 32},
         "steps": list(steps),
         "output": str(output),
+        "compute": {"lanes": 2},  # more would only be more calls of a tiny model
     }
     return parse_recipe(base | more)
 

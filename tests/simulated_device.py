@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-_setup_privateuseone_for_python_backend("simulated")
 _current: list[Simulated] = []
-_kernels = torch.library.Library("aten", "IMPL")
+_kernels: list[torch.library.Library] = []
 
 
 def _empty_strided(size: Any, stride: Any, dtype: Any = None, device: Any = None, **_: Any) -> There:
@@ -28,9 +30,15 @@ def _empty(size: Any, dtype: Any = None, device: Any = None, **_: Any) -> There:
     return There(torch.empty(size, dtype=dtype), device)
 
 
-_kernels.impl("empty.memory_format", _empty, "PrivateUse1")
-_kernels.impl("empty_strided", _empty_strided, "PrivateUse1")
-_kernels.impl("_copy_from", _copy_from, "PrivateUse1")
+def _register() -> None:
+    """Tell torch of the device, once, where it is used: what collects tests imports this file under another name."""
+    if _kernels:
+        return
+    _setup_privateuseone_for_python_backend("simulated")
+    _kernels.append(torch.library.Library("aten", "IMPL"))
+    _kernels[0].impl("empty.memory_format", _empty, "PrivateUse1")
+    _kernels[0].impl("empty_strided", _empty_strided, "PrivateUse1")
+    _kernels[0].impl("_copy_from", _copy_from, "PrivateUse1")
 
 
 class There(torch.Tensor):
@@ -68,6 +76,7 @@ class Simulated(TorchDispatchMode):
 
     def __init__(self, float64: bool) -> None:
         super().__init__()
+        _register()
         self.device, self.float64, self.operations = torch.device("simulated", 0), float64, 0
 
     def __enter__(self) -> Any:
@@ -109,3 +118,30 @@ class Simulated(TorchDispatchMode):
             return There(value, self.device)
 
         return tree_map(wrapped, out)
+
+
+def main() -> None:
+    """Fit a recipe on the device, in a process of its own: autograd counts the devices when it is first used.
+
+    python -m simulated_device RECIPE.yaml float64|blocks|host always|never
+    """
+    from compress.compute import Compute
+    from compress.fitting import run
+    from compress.numerics import products
+    from compress.recipe import load_recipe
+
+    file, path, offload = sys.argv[1:]
+    device = Simulated(float64=path != "host")
+    waiting = torch.device("cpu") if offload == "always" else device.device
+    with (
+        patch.object(Compute, "on", lambda _: device.device),
+        patch.object(Compute, "states_on", lambda *_: waiting),
+        patch.object(products, "path", lambda _: path),
+        device,
+    ):
+        run.fit(load_recipe(Path(file)))
+    assert device.operations > 1000
+
+
+if __name__ == "__main__":
+    main()

@@ -135,9 +135,9 @@ class Checkpoint:
         """Measure it against its baseline and the skip-MLP controls; `options` are those of `compress.bench`."""
         return finished.bench(self, **options)
 
-    def verify(self, *, tolerance: float = 1e-4, progress: Shown = None) -> list[Finding]:
+    def verify(self, *, tolerance: float = 1e-4, device: str = "auto", progress: Shown = None) -> list[Finding]:
         """Measure its report again on this machine; see `compress.verify`."""
-        return finished.verify(self, tolerance=tolerance, progress=progress)
+        return finished.verify(self, tolerance=tolerance, device=device, progress=progress)
 
     def evaluate(
         self,
@@ -148,11 +148,20 @@ class Checkpoint:
         sequences: int | None = None,
         limit: int | None = None,
         bos: Literal["auto"] | bool = "auto",
+        device: str = "auto",
         progress: Shown = None,
     ) -> dict[str, Any]:
         """Perplexity on texts and accuracy on tasks; see `compress.evaluate`."""
         return finished.evaluate(
-            self, texts=texts, tasks=tasks, length=length, sequences=sequences, limit=limit, bos=bos, progress=progress
+            self,
+            texts=texts,
+            tasks=tasks,
+            length=length,
+            sequences=sequences,
+            limit=limit,
+            bos=bos,
+            device=device,
+            progress=progress,
         )
 
     def expressions(self, layer: int | None = None) -> list[LayerExpressions]:

@@ -27,7 +27,7 @@ def evaluate(
     limit: int | None,
     bos: Bos,
     progress: Progress,
-    device: torch.device,
+    device: torch.device | None = None,
 ) -> dict[str, Any]:
     """{text: its perplexity and what its windows begin with, "tasks": {task: its accuracy}} in float32.
 

@@ -27,7 +27,7 @@ Tensors = Mapping[str, Tensor]
 
 POLL = 0.002  # seconds between two looks for what another process says
 BEAT = 2.0  # seconds between the signs of life of a process
-GRACE = 0.5  # seconds that the others have to hear of a failure
+GRACE = 5.0  # seconds that the others have to hear of a failure
 LOST = 60.0  # seconds without one after which it counts as dead
 PATIENCE = timedelta(hours=12)  # the longest that a message may be waited for: processes wait in `share`, which watches beats
 
@@ -177,8 +177,11 @@ class Ranks(World):
     def failed(self, line: str) -> bool:
         # The first to fail prints; those that fail because of it are silent.
         said = self._store.compare_set("failed", "", f"rank {self.rank} on {self._host}: {line}")
-        if self.first:  # it may keep the store, which the others are to read this from
-            time.sleep(GRACE)
+        self._store.add("heard", 1)
+        until = time.monotonic() + GRACE
+        # The first one may keep the store, from which the others are to hear of it.
+        while self.first and self._store.add("heard", 0) < self.size and time.monotonic() < until:
+            time.sleep(POLL)
         return bool(said.decode().startswith(f"rank {self.rank} "))
 
     def leave(self) -> None:

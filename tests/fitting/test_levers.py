@@ -81,7 +81,8 @@ def test_what_a_layer_misses_is_relative_to_each_token():
     states = torch.tensor([[[2.0, 0.0], [0.0, 2000.0]]])
     whole = {"pieces": [MicroBatch(0, slice(0, 1))], "shape": (1, 2, 2), "own": range(1)}
     original, compressed = (Hidden([s], {(1, 2): [((), {})]}, **whole) for s in (states, states / 2))
-    twin = SimpleNamespace(layer=layer, student=student, index=0, model=SimpleNamespace(dtype=torch.float32))
+    model = SimpleNamespace(dtype=torch.float32, device=torch.device("cpu"))
+    twin = SimpleNamespace(layer=layer, student=student, index=0, model=model)
     assert propagation.missed(twin, torch.eye(2), original, compressed) == pytest.approx(0.25)
     # A direction that costs nothing is not missed.
     assert propagation.missed(twin, torch.diag(torch.tensor([1.0, 0.0])), original, compressed) == pytest.approx(0.125)

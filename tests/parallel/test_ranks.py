@@ -20,7 +20,7 @@ LEVERS = {"propagate_error": True, "refine": {"steps": 3, "batch": 5}, "finetune
 
 def everything(folder, output):
     """A recipe with every lever."""
-    return tiny_recipe(folder, output, {**LOW_RANK, **TARGETS}, symbolic_step(2, 2), **LEVERS)
+    return tiny_recipe(folder, output, {**LOW_RANK, **TARGETS}, symbolic_step(2, 2), **LEVERS, compute={"lanes": 8})
 
 
 def digests(output):

@@ -283,8 +283,7 @@ def _mlp(material: Material) -> Callable[[Tensor], Tensor]:
     modules = [material.layer.get_submodule(name.removeprefix(prefix)) for name in material.group.modules]
 
     def call(x: Tensor) -> Tensor:
-        weight = next(parameter for module in modules for parameter in module.parameters())
-        out = x.to(weight)
+        out = x.to(next((parameter for module in modules for parameter in module.parameters()), x))
         for module in modules:
             out = module(out)
         return out.to(x)
