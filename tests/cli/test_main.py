@@ -9,8 +9,8 @@ from recipes_for_tests import tiny_folder, tiny_recipe
 
 from compress import methods
 from compress.checkpoint.shards import Shards
-from compress.cli import main
 from compress.fitting import run
+from compress.packaged import recipes_folder
 from compress.recipe import load_recipe, read_yaml
 from compress.searching.points import points_of_settings
 
@@ -182,11 +182,11 @@ def test_every_method_option_is_documented():
 def test_recipes_are_listed_and_copied(compress, tmp_path, monkeypatch):
     code, out, _ = compress("recipes", "ls")
     assert code == 0
-    assert {line.split()[0] for line in out.splitlines()} == {p.name for p in main.recipes_folder().glob("*.yaml")}
+    assert {line.split()[0] for line in out.splitlines()} == {p.name for p in recipes_folder().glob("*.yaml")}
     assert all(len(line.split()) > 3 for line in out.splitlines())  # a header that says what it does
     code, out, _ = compress("recipes", "cp", "quickstart", tmp_path)
     assert code == 0
-    assert (tmp_path / "quickstart.yaml").read_text() == (main.recipes_folder() / "quickstart.yaml").read_text()
+    assert (tmp_path / "quickstart.yaml").read_text() == (recipes_folder() / "quickstart.yaml").read_text()
     code, _, err = compress("recipes", "cp", "quickstart", tmp_path)
     assert (code, err) == (2, f"error: {tmp_path / 'quickstart.yaml'} exists already; give another target\n")
     monkeypatch.chdir(tmp_path)
@@ -202,7 +202,7 @@ def header_commands(file):
     return [shlex.split(re.split(r"\s{2,}\(", command)[0])[1:] for command in found]
 
 
-@pytest.mark.parametrize("file", sorted(main.recipes_folder().glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("file", sorted(recipes_folder().glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_packaged_recipe_is_valid_and_says_how_to_run_it_on_the_packaged_model(compress, file):
     """A recipe for a model of the hub has the command that runs it on novella in its header."""
     commands = header_commands(file)
@@ -214,7 +214,7 @@ def test_every_packaged_recipe_is_valid_and_says_how_to_run_it_on_the_packaged_m
     assert json.loads(out)["modules"]
 
 
-@pytest.mark.parametrize("file", sorted(main.recipes_folder().glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("file", sorted(recipes_folder().glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_command_of_a_recipes_header_parses(file):
     for command, _, *rest in header_commands(file):
         settings = [rest[i + 1] for i, word in enumerate(rest) if word == "--set"]
