@@ -40,9 +40,7 @@ def propagate(twin: Twin, parts: Sequence[Part], original: Hidden, compressed: H
         read = cross_moments(twin, tap, original, compressed)
         # Each by one of the processes: a decomposition takes longer than its result does on its way.
         for turn, part in enumerate(stage):
-            out[id(part)] = _by(turn % world().size, part, lambda part=part, read=read: _better(twin, part, read))
-        for part in stage:
-            twin.install(out[id(part)].replacement)
+            out[id(part)] = _by(turn % world().size, twin, part, lambda part=part, read=read: _better(twin, part, read))
     refitted = list(out.values())
     if all(new is old for new, old in zip(refitted, parts, strict=True)):
         return refitted
@@ -54,17 +52,19 @@ def propagate(twin: Twin, parts: Sequence[Part], original: Hidden, compressed: H
     return refitted if after < missed(twin, metric, original, compressed) else list(parts)
 
 
-def _by(owner: int, part: Part, make: Callable[[], Part]) -> Part:
-    """What the process `owner` makes of a part, known to all of them."""
-    made = make() if owner == world().rank else None
+def _by(owner: int, twin: Twin, part: Part, make: Callable[[], Part]) -> Part:
+    """What the process `owner` makes of a part, installed in the students of all of them."""
     if world().size == 1:
-        return made or part
-    kept = made is part
-    said = None if made is None else (None, {}) if kept else (described(made.replacement), made.replacement.tensors)
-    description, tensors = world().made(owner, said)
-    if made is not None or description is None:
-        return made or part
-    return replace(part, replacement=recalled(part.replacement, description, tensors))
+        return make()
+    if owner == world().rank:
+        made = make()
+        world().made(owner, (None, {}) if made is part else (described(made.replacement), made.replacement.tensors))
+        return made
+    description, tensors = world().made(owner, None)
+    if description is not None:
+        part = replace(part, replacement=recalled(part.replacement, description, tensors))
+    twin.install(part.replacement)
+    return part
 
 
 @torch.no_grad()

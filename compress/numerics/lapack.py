@@ -3,8 +3,8 @@
 Nothing is computed here, so that a reader who trusts LAPACK may skip the file. Everywhere else in this room a wrong type is
 an error; here alone the checker is told that it cannot know.
 
-Each runs on one thread: how many there are changes the last bits of what LAPACK returns (those of a product it does not), and
-the same input is to give the same bytes on any machine. Units are decomposed side by side instead.
+Each runs on one thread: how many there are changes the last bits of what LAPACK returns, and the same input is to give the
+same bytes. What several threads would gain, several processes do: they decompose units side by side.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
 
@@ -27,12 +27,11 @@ R = TypeVar("R")
 
 @contextmanager
 def one_thread() -> Generator[None]:
-    """LAPACK of torch, scipy and numpy on one thread inside the block; of torch, of the thread that enters it."""
+    """What the calling thread does with torch inside the block, it does alone."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with _controller().limit(limits=1, user_api="blas"):
-            yield
+        yield
     finally:
         torch.set_num_threads(threads)
 
@@ -46,7 +45,8 @@ def _controller() -> ThreadpoolController:
 def _on_one_thread(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        with one_thread():
+        # The second is for scipy and numpy, which bring a BLAS of their own.
+        with one_thread(), _controller().limit(limits=1, user_api="blas"):
             return function(*args, **kwargs)
 
     return call

@@ -8,12 +8,12 @@ calibration data they can only add (Velu & Reinsel's reduced-rank regression wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.architecture import Architecture
 from compress.checkpoint.units import Artefact
@@ -277,26 +277,19 @@ def _output_directions(moments: Moments, base: Fit, metric: Tensor, count: int) 
     return signed(vectors[:, :count]).T @ root
 
 
-def _mlp(material: Material) -> Callable[[Tensor], Tensor]:
+def _mlp(material: Material) -> nn.Sequential:
     """The original MLP of the resident layer: one module, or the chain that the layer runs inline."""
     prefix = material.architecture.layer(material.group.layer) + "."
-    modules = [material.layer.get_submodule(name.removeprefix(prefix)) for name in material.group.modules]
-
-    def call(x: Tensor) -> Tensor:
-        out = x.to(next((parameter for module in modules for parameter in module.parameters()), x))
-        for module in modules:
-            out = module(out)
-        return out.to(x)
-
-    return call
+    return nn.Sequential(*(material.layer.get_submodule(name.removeprefix(prefix)) for name in material.group.modules))
 
 
-def _jacobians(call: Callable[[Tensor], Tensor], x: Tensor, directions: Tensor) -> Tensor:
-    """Gradients of directions @ call(x) at rows x (n, d) → (n, outputs, d), float64; rows do not depend on each other."""
+def _jacobians(mlp: nn.Module, x: Tensor, directions: Tensor) -> Tensor:
+    """Gradients of directions @ mlp(x) at rows x (n, d) → (n, outputs, d), float64; rows do not depend on each other."""
     with torch.enable_grad():
         # The layer computes in float32; what is made of it is float64 again.
         inputs = x.float().requires_grad_(True)
-        latents = call(inputs).double() @ directions.T
+        there = inputs.to(next(mlp.parameters(), inputs))  # where the layer is, in its dtype
+        latents = mlp(there).cpu().double() @ directions.T
         # The sum over rows has each row's own gradient, as no row depends on another.
         parts = [torch.autograd.grad(latents[:, k].sum(), inputs, retain_graph=True)[0] for k in range(len(directions))]
     return torch.stack(parts, dim=1).to(torch.float64)
